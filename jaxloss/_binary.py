@@ -1,0 +1,296 @@
+"""Binary cross-entropies: one probability an element."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks
+from jaxloss._numerics import (
+    finite,
+    largest,
+    sigmoid,
+    softplus,
+    tangent_sum,
+    times,
+    xlog1my,
+    xlogy,
+)
+
+
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    label_smoothing: ArrayLike = 0.0,
+    pos_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Cross-entropy of `sigmoid(logits)` against labels in [0, 1], element by element.
+
+    With x a logit, z its label and w its `pos_weight` (1 if absent):
+
+        loss = (1 - z) * softplus(x) + w * z * softplus(-x)
+
+    computed as `|x| * ((1 - z) if x >= 0 else w z) + ((1 - z) + w z) * log1p(exp(-|x|))`.
+
+    Args:
+        logits: log-odds of the positive class, any shape and floating dtype.
+        labels: probability of the positive class, in [0, 1]: bool, integer or floating, of
+            the shape of `logits`, a scalar, or of the same rank with axes of size 1.
+        label_smoothing: s in [0, 1]; replaces z by `z * (1 - s) + s / 2`.
+        pos_weight: weight of the positive class, to balance classes; shaped like `labels`.
+        where: booleans shaped like `labels`; elsewhere the loss is 0, whatever the logits.
+
+    Returns:
+        The loss in nats, of the shape of `logits` and `labels` together, in float32
+        (float64 for float64 logits). Correct infinite logits cost 0, wrong ones inf.
+
+    Raises:
+        TypeError: logits are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match; `label_smoothing` is outside [0, 1].
+
+    The derivative by the logits is `(1 - z) * sigmoid(x) - w * z * sigmoid(-x)`, exact to the
+    last digits in both tails; at x = 0, z = 0 it is 1/2. Labels and `pos_weight` have
+    derivatives too.
+
+    References:
+        TensorFlow, `sigmoid_cross_entropy_with_logits`,
+        `weighted_cross_entropy_with_logits`.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.sigmoid_binary_cross_entropy(jax.numpy.array([0.0, -30.0]), 1))
+    [ 0.6931472 30.       ]
+    >>> print(jax.grad(jaxloss.sigmoid_binary_cross_entropy)(0.0, 0.0))
+    0.5
+    """
+    _checks.option("label_smoothing", label_smoothing, 0, 1)
+    x, z, where = _elementwise("logits", logits, "labels", labels, where)
+    if pos_weight is not None:
+        pos_weight = _checks.numeric("pos_weight", pos_weight, x.dtype)
+        _checks.fits("pos_weight", pos_weight, "logits", x.shape)
+    return _sigmoid_bce(x, z, _checks.given(label_smoothing), pos_weight, where)
+
+
+@partial(jax.jit, inline=True)
+def _sigmoid_bce(x, z, smoothing, pos_weight, where):
+    if pos_weight is not None:
+        pos_weight = jnp.broadcast_to(pos_weight, x.shape)
+    x, z = _mask(where, x, z)
+    loss = _bce(x, z, pos_weight)
+    if smoothing is not None:
+        # The loss is linear in the label, and the label is (1 - s) z + s / 2.
+        s = smoothing.astype(x.dtype)
+        loss = (1 - s) * loss + s * _bce(x, jnp.full_like(x, 0.5), pos_weight)
+    return _masked(where, loss)
+
+
+@jax.custom_jvp
+def _bce(x: Array, z: Array, w: Array | None) -> Array:
+    # A reduction over arithmetic runs as one pass on XLA's CPU backend; a select, or a
+    # subexpression or constant shared with the derivative, costs a pass of its own. Hence
+    # minimum and maximum, and z - 1 here against 1 - z there. A power of two takes
+    # infinities to finite numbers and back, so that an infinite logit times zero is zero.
+    eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
+    wz = z if w is None else w * z
+    weight = 1 if w is None else (1 - z) + wz
+    wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
+    wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * wz
+    return weight * jnp.log1p(jnp.exp(-jnp.abs(x))) - wrong / eps
+
+
+@partial(_bce.defjvp, symbolic_zeros=True)
+def _bce_rule(primals, tangents):
+    # d/dx = (1 - z) sigmoid(x) - w z sigmoid(-x)
+    # d/dz = w softplus(-x) - softplus(x), which is -x for w = 1;  d/dw = z softplus(-x)
+    x, z, w = primals
+    dx, dz, dw = tangents
+    wz = z if w is None else w * z
+    out = _bce(x, z, w)
+    terms = [
+        (dx, lambda: ((1 - z) * sigmoid(x) - wz * sigmoid(-x)) * dx),
+        (dz, lambda: (-x if w is None else w * softplus(-x) - softplus(x)) * dz),
+    ]
+    if w is not None:
+        terms.append((dw, lambda: z * softplus(-x) * dw))
+    return out, tangent_sum(out, *terms)
+
+
+def binary_cross_entropy(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Cross-entropy of probabilities against labels in [0, 1], element by element.
+
+    With p a probability and z its label, and `0 * log 0 = 0`:
+
+        loss = -z * log(p) - (1 - z) * log1p(-p)
+
+    Nothing is clipped. Where a model has logits, `sigmoid_binary_cross_entropy` of those is
+    more accurate: a p near 1 has lost the digits of 1 - p.
+
+    Args:
+        probabilities: of the positive class, any shape and floating dtype.
+        labels: probability of the positive class, in [0, 1]: bool, integer or floating, of
+            the shape of `probabilities`, a scalar, or of the same rank with axes of size 1.
+        where: booleans shaped like `labels`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats, of the shape of both together, in float32 (float64 for float64
+        probabilities); NaN for a p outside [0, 1].
+
+    Raises:
+        TypeError: probabilities are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    The derivative by p is `(1 - z) / (1 - p) - z / p`, a term of weight zero being zero: at
+    p = z = 0 it is 1, at p = z = 1 it is -1.
+
+    References:
+        Goodfellow et al., Deep Learning, 2016, section 6.2.2.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.binary_cross_entropy(jax.numpy.array([0.75, 1.0]), 1))
+    [0.2876821 0.       ]
+    """
+    p, z, where = _elementwise("probabilities", probabilities, "labels", labels, where)
+    return _probability_bce(p, z, where)
+
+
+@partial(jax.jit, inline=True)
+def _probability_bce(p, z, where):
+    p, z = _mask(where, p, z)
+    return _masked(where, -xlogy(z, p) - xlog1my(1 - z, p))
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Focal loss of `sigmoid(logits)`: cross-entropy that plays down easy examples.
+
+    With p = sigmoid(x), z the label and `q = (1 - z) * p + z * (1 - p)`, the probability
+    of the wrong class:
+
+        loss = alpha_t * q ** gamma * sigmoid_binary_cross_entropy(x, z)
+
+    where `alpha_t = alpha * z + (1 - alpha) * (1 - z)`, or 1 without `alpha`.
+
+    Args:
+        logits: log-odds of the positive class, any shape and floating dtype.
+        labels: probability of the positive class, in [0, 1]: bool, integer or floating, of
+            the shape of `logits`, a scalar, or of the same rank with axes of size 1.
+        alpha: weight of the positive class against 1 - alpha of the negative one, in [0, 1].
+        gamma: exponent, at least 0; with 0 this is the (weighted) cross-entropy.
+        where: booleans shaped like `labels`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats, of the shape of `logits` and `labels` together, in float32
+        (float64 for float64 logits).
+
+    Raises:
+        TypeError: logits are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match; `alpha` or `gamma` is out of its range.
+
+    Derivatives are finite for every gamma >= 0, also where q underflows: at infinite
+    logits they are 0 on the right side and +-1 on the wrong side (times alpha_t).
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.sigmoid_focal_loss(jax.numpy.array([0.0, 4.0]), 1))
+    [1.732868e-01 5.871571e-06]
+    """
+    _checks.option("gamma", gamma, 0, float("inf"))
+    x, z, where = _elementwise("logits", logits, "labels", labels, where)
+    if alpha is not None:
+        _checks.option("alpha", alpha, 0, 1)
+        alpha = _checks.numeric("alpha", alpha, x.dtype)
+        _checks.fits("alpha", alpha, "logits", x.shape)
+    gamma = _checks.numeric("gamma", gamma, x.dtype)
+    _checks.fits("gamma", gamma, "logits", x.shape)
+    return _sigmoid_focal(x, z, alpha, gamma, where)
+
+
+@partial(jax.jit, inline=True)
+def _sigmoid_focal(x, z, alpha, gamma, where):
+    x, z = _mask(where, x, z)
+    f = finite(x)
+    loss = _wrong_power(f, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(f, z, None)
+    # The value at an infinite logit on the wrong side; its derivative is that of `f`.
+    loss += jax.lax.stop_gradient(jnp.where(jnp.isinf(x) & (loss > 1), jnp.inf, 0))
+    if alpha is not None:
+        loss *= alpha * z + (1 - alpha) * (1 - z)
+    return _masked(where, loss)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _wrong_power(x: Array, z: Array, g: Array, i: int, j: int) -> Array:
+    """`q ** g * sigmoid(x) ** i * sigmoid(-x) ** j`, with q the wrong class's probability.
+
+    In the logarithm, where the factors cannot overflow or underflow one by one. The family
+    is closed under differentiation, so every order is.
+    """
+    exponent = times(g, _log_wrong(x, z)) - i * softplus(-x) - j * softplus(x)
+    return jnp.exp(exponent)
+
+
+def _log_wrong(x: Array, z: Array) -> Array:
+    """log((1 - z) * sigmoid(x) + z * sigmoid(-x))."""
+    a = jnp.abs(x)
+    s = jnp.exp(-a)
+    likely, unlikely = jnp.where(x >= 0, 1 - z, z), jnp.where(x >= 0, z, 1 - z)
+    mixed = jnp.log(jnp.where(likely == 0, 1, likely + unlikely * s))
+    return jnp.where(likely == 0, jnp.log(unlikely) - a, mixed) - jnp.log1p(s)
+
+
+@partial(_wrong_power.defjvp, symbolic_zeros=True)
+def _wrong_power_rule(i, j, primals, tangents):
+    # dq = (1 - 2z) sigmoid(x) sigmoid(-x) dx + (sigmoid(-x) - sigmoid(x)) dz
+    x, z, g = primals
+    dx, dz, dg = tangents
+    out = _wrong_power(x, z, g, i, j)
+
+    def by_x():
+        inner = g * (1 - 2 * z) * _wrong_power(x, z, g - 1, i + 1, j + 1)
+        return inner * dx + out * (i * sigmoid(-x) - j * sigmoid(x)) * dx
+
+    def by_z():
+        down, up = _wrong_power(x, z, g - 1, i, j + 1), _wrong_power(x, z, g - 1, i + 1, j)
+        return g * (down - up) * dz
+
+    return out, tangent_sum(
+        out, (dx, by_x), (dz, by_z), (dg, lambda: times(out, _log_wrong(x, z)) * dg)
+    )
+
+
+def _elementwise(x_name, x, z_name, z, where):
+    """Check and convert a prediction, its label and the mask; broadcast them together."""
+    x = _checks.predictions(x_name, x)
+    z = _checks.numeric(z_name, z, x.dtype)
+    shape = _checks.common_shape(x_name, x, z_name, z)
+    if where is not None:
+        where = _checks.boolean("where", where)
+        _checks.fits("where", where, x_name, shape)
+        where = jnp.broadcast_to(where, shape)
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
+
+
+def _mask(where, *arrays):
+    """Masked entries become 1/2, inside every domain, before anything is computed of them."""
+    if where is None:
+        return arrays
+    return tuple(jnp.where(where, a, 0.5) for a in arrays)
+
+
+def _masked(where, loss):
+    return loss if where is None else jnp.where(where, loss, 0)

@@ -1,0 +1,113 @@
+"""Trace-time checks of dtypes, shapes and axes: an error names what came and the fix."""
+
+import math
+import operator
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxloss._numerics import compute_dtype
+
+Axis = int | Sequence[int] | None
+
+
+def predictions(name: str, x: ArrayLike) -> Array:
+    """A floating-point array, in the dtype that the loss is computed in."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be floating point, got {x.dtype} of shape {x.shape}; "
+            f"cast with {name}.astype(jnp.float32)"
+        )
+    return x.astype(compute_dtype(x.dtype))
+
+
+def numeric(name: str, x: ArrayLike, dtype: DTypeLike) -> Array:
+    """A real array (bool, integer or floating) cast to `dtype`."""
+    x = jnp.asarray(x)
+    real = jnp.issubdtype(x.dtype, jnp.number) and not jnp.issubdtype(x.dtype, jnp.complexfloating)
+    if not (real or x.dtype == jnp.bool_):
+        raise TypeError(f"{name} must be real numbers, got {x.dtype} of shape {x.shape}")
+    return x.astype(dtype)
+
+
+def boolean(name: str, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if x.dtype != jnp.bool_:
+        raise TypeError(
+            f"{name} must be boolean, got {x.dtype} of shape {x.shape}; write {name} != 0"
+        )
+    return x
+
+
+def integers(name: str, x: ArrayLike, instead: str) -> Array:
+    """An integer array of at least 32 bits, so that comparing it with a size cannot wrap."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {x.dtype} of shape {x.shape}; {instead}")
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def fits(name: str, x: Array, to_name: str, shape: tuple[int, ...]) -> None:
+    """A scalar, or the same rank with each size equal or one; never a new leading axis."""
+    if x.ndim and not (
+        x.ndim == len(shape) and all(a in (b, 1) for a, b in zip(x.shape, shape, strict=True))
+    ):
+        raise ValueError(
+            f"{name} of shape {x.shape} do not fit {to_name} of shape {shape}: give the same "
+            f"shape, a scalar, or the same rank with axes of size 1"
+        )
+
+
+def common_shape(a_name: str, a: Array, b_name: str, b: Array) -> tuple[int, ...]:
+    """The shape of two arrays together: equal ranks, sizes equal or one, or a scalar."""
+    if a.ndim and b.ndim and a.ndim != b.ndim:
+        raise ValueError(
+            f"{a_name} of shape {a.shape} and {b_name} of shape {b.shape} differ in rank; "
+            f"reshape one of them, e.g. {b_name}.reshape({a_name}.shape)"
+        )
+    try:
+        return jnp.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(
+            f"{a_name} of shape {a.shape} and {b_name} of shape {b.shape} do not match"
+        ) from None
+
+
+def option(name: str, value: ArrayLike, low: float, high: float, *, closed: bool = True) -> None:
+    """The range of a numeric setting, as far as it is known at trace time."""
+    if isinstance(value, (int, float)) and not (
+        low <= value and (value <= high if closed else value < high)
+    ):
+        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
+
+
+def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The class axes, each in [0, ndim); None means all."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    out = tuple(operator.index(a) + ndim * (a < 0) for a in given)
+    if not given or len(set(out)) < len(out) or not all(0 <= a < ndim for a in out):
+        raise ValueError(f"axis {axis} does not name distinct axes of an array of rank {ndim}")
+    return out
+
+
+def without(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for a, n in enumerate(shape) if a not in axis)
+
+
+def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
+    """Move several class axes to the end, in the order given, and make them one."""
+    batch = without(x.shape, axis)
+    order = tuple(a for a in range(x.ndim) if a not in axis) + axis
+    return x.transpose(order).reshape(*batch, math.prod(x.shape[a] for a in axis))
+
+
+def given(value: ArrayLike) -> Array | None:
+    """A numeric setting as an operand; None, which costs nothing, if it is plainly zero."""
+    if isinstance(value, (int, float)) and value == 0:
+        return None
+    return jnp.asarray(value)

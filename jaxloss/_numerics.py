@@ -1,0 +1,120 @@
+"""Stable elementwise pieces with their derivative rules; the losses are built from these.
+
+Each piece is a `jax.custom_jvp` whose rule calls the pieces again, so every order
+of derivative is as accurate as the value. Nothing here subtracts two large numbers
+to get a small one, and no rule multiplies a zero by an infinity.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
+
+
+def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype a loss is computed and returned in: float32, or float64 if given that."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def largest(dtype: DTypeLike) -> float:
+    return float(jnp.finfo(dtype).max)
+
+
+def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
+    """Sum the terms of a derivative rule, one `(tangent, term)` pair per argument.
+
+    The term of an argument that is not being differentiated is left out rather than
+    multiplied by zero: its factor may be infinite.
+    """
+    live = [term() for tangent, term in terms if not isinstance(tangent, SymbolicZero)]
+    return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
+
+
+@jax.custom_jvp
+def sigmoid(x: Array) -> Array:
+    """`1 / (1 + exp(-x))`."""
+    return jax.lax.logistic(x)
+
+
+@sigmoid.defjvp
+def _sigmoid_rule(primals, tangents):
+    # The usual rule, s * (1 - s), is zero once s rounds to one.
+    (x,), (dx,) = primals, tangents
+    return sigmoid(x), sigmoid(x) * sigmoid(-x) * dx
+
+
+@jax.custom_jvp
+def softplus(x: Array) -> Array:
+    """`log(1 + exp(x))`, which is `-log sigmoid(-x)`."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return softplus(x), sigmoid(x) * dx
+
+
+@jax.custom_jvp
+def finite(x: Array) -> Array:
+    """`x`, with infinities replaced by a huge number; its derivative is one there too."""
+    # An eighth of the largest number leaves room for a few to be added up.
+    return jnp.clip(x, -largest(x.dtype) / 8, largest(x.dtype) / 8)
+
+
+@finite.defjvp
+def _finite_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return finite(x), dx
+
+
+@jax.custom_jvp
+def times(w: Array, x: Array) -> Array:
+    """`w * x`, where a weight of zero wins over an infinite or undefined `x`."""
+    return jnp.where(w == 0, 0, w * x)
+
+
+@partial(times.defjvp, symbolic_zeros=True)
+def _times_rule(primals, tangents):
+    (w, x), (dw, dx) = primals, tangents
+    out = times(w, x)
+    return out, tangent_sum(out, (dw, lambda: dw * x), (dx, lambda: w * dx))
+
+
+def _ratio(w: Array, p: Array) -> Array:
+    """`w / p` with `0 / 0 = 0`: the derivative of `w log p` where the term does not exist."""
+    missing = (w == 0) & (p == 0)
+    return jnp.where(missing, 0, w / jnp.where(missing, 1, p))
+
+
+@jax.custom_jvp
+def xlogy(w: Array, p: Array) -> Array:
+    """`w * log(p)` with `0 * log 0 = 0`; NaN for a negative `p`, whatever the weight."""
+    return jnp.where((w == 0) & (p >= 0), 0, w * jnp.log(p))
+
+
+@partial(xlogy.defjvp, symbolic_zeros=True)
+def _xlogy_rule(primals, tangents):
+    (w, p), (dw, dp) = primals, tangents
+    out = xlogy(w, p)
+    return out, tangent_sum(out, (dw, lambda: dw * jnp.log(p)), (dp, lambda: _ratio(w, p) * dp))
+
+
+@jax.custom_jvp
+def xlog1my(w: Array, p: Array) -> Array:
+    """`w * log(1 - p)` with `0 * log 0 = 0`; NaN for a `p` above one, whatever the weight."""
+    return jnp.where((w == 0) & (p <= 1), 0, w * jnp.log1p(-p))
+
+
+@partial(xlog1my.defjvp, symbolic_zeros=True)
+def _xlog1my_rule(primals, tangents):
+    (w, p), (dw, dp) = primals, tangents
+    out = xlog1my(w, p)
+    return out, tangent_sum(
+        out, (dw, lambda: dw * jnp.log1p(-p)), (dp, lambda: -_ratio(w, 1 - p) * dp)
+    )

@@ -1,0 +1,74 @@
+"""Weights, masks and reductions: the only division by a count in the library."""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxloss._numerics import times
+
+Reduction = Literal["none", "sum", "mean", "weighted_mean"]
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in get_args(Reduction):
+        names = ", ".join(repr(name) for name in get_args(Reduction))
+        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+
+
+def per_example(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast weights or a mask, given for the leading axes, to per-example losses."""
+    leading = shape[: x.ndim]
+    if x.ndim > len(shape) or any(a not in (b, 1) for a, b in zip(x.shape, leading, strict=True)):
+        raise ValueError(
+            f"{name} of shape {x.shape} do not fit losses of shape {shape}: give a scalar, or "
+            f"the shape of the leading axes, with axes of size 1 where they repeat"
+        )
+    return jnp.broadcast_to(jnp.expand_dims(x, tuple(range(x.ndim, len(shape)))), shape)
+
+
+def reduce_losses(
+    losses: Array,
+    reduction: Reduction,
+    *,
+    weights: Array | None = None,
+    where: Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    """Weigh, mask and reduce per-example losses.
+
+    Args:
+        losses: any shape, floating.
+        reduction: "none", "sum", "mean" (the sum over the number of examples in `where`) or
+            "weighted_mean" (the sum over the sum of their weights).
+        weights, where: floats and booleans of the shape of `losses`. An example that is
+            masked, or has weight zero, adds nothing, whatever its loss.
+        axis_name: mapped axes over which the count, or the sum of weights, is taken. The
+            result is then this device's share: their sum over the axes is the whole mean.
+
+    An empty or fully masked batch reduces to 0, with derivatives of 0.
+    """
+    if where is not None:
+        losses = jnp.where(where, losses, 0)
+    weighted = losses if weights is None else times(weights, losses)
+    if reduction == "none":
+        return weighted
+    total = jnp.sum(weighted)
+    if reduction == "sum":
+        return total
+    if reduction == "weighted_mean" and weights is not None:
+        live = weights if where is None else jnp.where(where, weights, 0)
+        size = jnp.sum(live)
+    else:
+        size = _count(losses, where)
+    if axis_name is not None:
+        size = lax.psum(size, axis_name)
+    return jnp.where(size == 0, 0, total / jnp.where(size == 0, 1, size))
+
+
+def _count(losses: Array, where: Array | None) -> Array:
+    if where is None:
+        return jnp.asarray(losses.size, losses.dtype)
+    # Exact below 2**31 a row and not wrapping around in total.
+    rows = jnp.sum(where, -1, dtype=jnp.int32) if where.ndim else where
+    return jnp.sum(rows.astype(losses.dtype))
