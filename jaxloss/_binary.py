@@ -1,5 +1,6 @@
 """Binary cross-entropies: one probability an element."""
 
+import math
 from functools import partial
 
 import jax
@@ -71,7 +72,8 @@ def sigmoid_binary_cross_entropy(
     if pos_weight is not None:
         pos_weight = _checks.numeric("pos_weight", pos_weight, x.dtype)
         _checks.fits("pos_weight", pos_weight, "logits", x.shape)
-    return _sigmoid_bce(x, z, _checks.given(label_smoothing), pos_weight, where)
+    smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, x.shape)
+    return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
 
 @partial(jax.jit, inline=True)
@@ -82,8 +84,7 @@ def _sigmoid_bce(x, z, smoothing, pos_weight, where):
     loss = _bce(x, z, pos_weight)
     if smoothing is not None:
         # The loss is linear in the label, and the label is (1 - s) z + s / 2.
-        s = smoothing.astype(x.dtype)
-        loss = (1 - s) * loss + s * _bce(x, jnp.full_like(x, 0.5), pos_weight)
+        loss = (1 - smoothing) * loss + smoothing * _bce(x, jnp.full_like(x, 0.5), pos_weight)
     return _masked(where, loss)
 
 
@@ -164,7 +165,7 @@ def binary_cross_entropy(
 @partial(jax.jit, inline=True)
 def _probability_bce(p, z, where):
     p, z = _mask(where, p, z)
-    return _masked(where, -xlogy(z, p) - xlog1my(1 - z, p))
+    return _masked(where, 0 - (xlogy(z, p) + xlog1my(1 - z, p)))
 
 
 def sigmoid_focal_loss(
@@ -233,36 +234,31 @@ def _sigmoid_focal(x, z, alpha, gamma, where):
     return _masked(where, loss)
 
 
+# With a = 1 - z and b = z, the probability of the wrong class is
+#   q = a sigmoid(x) + b sigmoid(-x)
+#   d log q = (a - b) r dx + (sigmoid(x) da + sigmoid(-x) db) / q
+# with r = sigmoid(x) sigmoid(-x) / q, so the functions
+#   q ** g * sigmoid(x) ** i * sigmoid(-x) ** j
+# are closed under differentiation, and every order of derivative stays bounded where q,
+# on the right side of a confident prediction, underflows.
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _wrong_power(x: Array, z: Array, g: Array, i: int, j: int) -> Array:
-    """`q ** g * sigmoid(x) ** i * sigmoid(-x) ** j`, with q the wrong class's probability.
-
-    In the logarithm, where the factors cannot overflow or underflow one by one. The family
-    is closed under differentiation, so every order is.
-    """
     exponent = times(g, _log_wrong(x, z)) - i * softplus(-x) - j * softplus(x)
-    return jnp.exp(exponent)
-
-
-def _log_wrong(x: Array, z: Array) -> Array:
-    """log((1 - z) * sigmoid(x) + z * sigmoid(-x))."""
-    a = jnp.abs(x)
-    s = jnp.exp(-a)
-    likely, unlikely = jnp.where(x >= 0, 1 - z, z), jnp.where(x >= 0, z, 1 - z)
-    mixed = jnp.log(jnp.where(likely == 0, 1, likely + unlikely * s))
-    return jnp.where(likely == 0, jnp.log(unlikely) - a, mixed) - jnp.log1p(s)
+    # What is larger multiplies a loss that is zero.
+    limit = 0.9 * math.log(largest(x.dtype))
+    return jnp.exp(jnp.where(exponent > limit, limit, exponent))
 
 
 @partial(_wrong_power.defjvp, symbolic_zeros=True)
 def _wrong_power_rule(i, j, primals, tangents):
-    # dq = (1 - 2z) sigmoid(x) sigmoid(-x) dx + (sigmoid(-x) - sigmoid(x)) dz
     x, z, g = primals
     dx, dz, dg = tangents
     out = _wrong_power(x, z, g, i, j)
 
     def by_x():
-        inner = g * (1 - 2 * z) * _wrong_power(x, z, g - 1, i + 1, j + 1)
-        return inner * dx + out * (i * sigmoid(-x) - j * sigmoid(x)) * dx
+        return out * (g * (1 - 2 * z) * _wrong_slope(x, z) + i * sigmoid(-x) - j * sigmoid(x)) * dx
 
     def by_z():
         down, up = _wrong_power(x, z, g - 1, i, j + 1), _wrong_power(x, z, g - 1, i + 1, j)
@@ -271,6 +267,42 @@ def _wrong_power_rule(i, j, primals, tangents):
     return out, tangent_sum(
         out, (dx, by_x), (dz, by_z), (dg, lambda: times(out, _log_wrong(x, z)) * dg)
     )
+
+
+def _sides(x: Array, z: Array) -> tuple[Array, Array, Array]:
+    """exp(-|x|), and the weights of the likely and the unlikely side of x in q."""
+    return jnp.exp(-jnp.abs(x)), jnp.where(x >= 0, 1 - z, z), jnp.where(x >= 0, z, 1 - z)
+
+
+def _log_wrong(x: Array, z: Array) -> Array:
+    """log q, also where q underflows."""
+    s, likely, unlikely = _sides(x, z)
+    mixed = jnp.log(jnp.where(likely == 0, 1, likely + unlikely * s))
+    return jnp.where(likely == 0, jnp.log(unlikely) - jnp.abs(x), mixed) - jnp.log1p(s)
+
+
+@jax.custom_jvp
+def _wrong_slope(x: Array, z: Array) -> Array:
+    """r = sigmoid(x) * sigmoid(-x) / q."""
+    s, likely, unlikely = _sides(x, z)
+    mixed = s / jnp.where(likely == 0, 1, likely + unlikely * s)
+    return jnp.where(likely == 0, 1 / jnp.where(likely == 0, unlikely, 1), mixed) / (1 + s)
+
+
+@partial(_wrong_slope.defjvp, symbolic_zeros=True)
+def _wrong_slope_rule(primals, tangents):
+    (x, z), (dx, dz) = primals, tangents
+    r = _wrong_slope(x, z)
+    minus_one = -jnp.ones_like(x)
+
+    def by_x():
+        return r * (sigmoid(-x) - sigmoid(x) - (1 - 2 * z) * r) * dx
+
+    def by_z():
+        up, down = _wrong_power(x, z, minus_one, 1, 0), _wrong_power(x, z, minus_one, 0, 1)
+        return r * (up - down) * dz
+
+    return r, tangent_sum(r, (dx, by_x), (dz, by_z))
 
 
 def _elementwise(x_name, x, z_name, z, where):

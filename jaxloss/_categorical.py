@@ -150,7 +150,8 @@ def softmax_cross_entropy_with_integer_labels(
                 f"class_weights of shape {class_weights.shape} do not match logits with "
                 f"{x.shape[axis]} classes: give one weight a class"
             )
-    smoothing, z = _checks.given(label_smoothing), _checks.given(z_loss)
+    smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, ())
+    z = _checks.given("z_loss", z_loss, x.dtype, ())
     return _integer_ce(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
@@ -172,11 +173,11 @@ def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, igno
         index = jnp.clip(labels, 0, x.shape[axis] - 1)
         loss *= jnp.take(class_weights, index, mode="clip")
     if smoothing is not None:
-        s = smoothing.astype(x.dtype)
         y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
-        loss = (1 - s) * loss + s * jnp.sum(times(y, -log_softmax(x, axis)), axis, keepdims=True)
+        spread = jnp.sum(times(y, -log_softmax(x, axis)), axis, keepdims=True)
+        loss = (1 - smoothing) * loss + smoothing * spread
     if z_loss is not None:
-        loss += z_loss.astype(x.dtype) * logsumexp(x, axis) ** 2
+        loss += z_loss * logsumexp(x, axis) ** 2
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return _live_rows(live, jnp.squeeze(loss, axis), axis)
 
@@ -239,7 +240,7 @@ def categorical_cross_entropy(
 @partial(jax.jit, inline=True, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
     p, y = _exclude(live, _probabilities(p), 1), _exclude(live, y, 0)
-    return -jnp.sum(xlogy(y, p), axis)
+    return 0 - jnp.sum(xlogy(y, p), axis)
 
 
 def _probabilities(p):
@@ -308,7 +309,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p = _probabilities(p) * jnp.where(valid, 1, jnp.nan)
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
-    loss = -jnp.sum(xlogy(y, p), axis, keepdims=True)
+    loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return _live_rows(live, jnp.squeeze(loss, axis), axis)
 
@@ -474,6 +475,7 @@ def smooth_labels(
     _checks.option("alpha", alpha, 0, 1)
     y = _checks.predictions("labels", labels)
     alpha = _checks.numeric("alpha", alpha, y.dtype)
+    _checks.fits("alpha", alpha, "one setting", ())
     if where is not None:
         where = _checks.boolean("where", where)
         _checks.fits("where", where, "labels", y.shape)

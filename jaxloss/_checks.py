@@ -5,6 +5,7 @@ import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -78,7 +79,7 @@ def common_shape(a_name: str, a: Array, b_name: str, b: Array) -> tuple[int, ...
 
 def option(name: str, value: ArrayLike, low: float, high: float, *, closed: bool = True) -> None:
     """The range of a numeric setting, as far as it is known at trace time."""
-    if isinstance(value, (int, float)) and not (
+    if isinstance(value, (int, float, np.number)) and not (
         low <= value and (value <= high if closed else value < high)
     ):
         raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
@@ -106,8 +107,10 @@ def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
     return x.transpose(order).reshape(*batch, math.prod(x.shape[a] for a in axis))
 
 
-def given(value: ArrayLike) -> Array | None:
+def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]) -> Array | None:
     """A numeric setting as an operand; None, which costs nothing, if it is plainly zero."""
     if isinstance(value, (int, float)) and value == 0:
         return None
-    return jnp.asarray(value)
+    x = numeric(name, value, dtype)
+    fits(name, x, "logits" if shape else "one loss", shape)
+    return x

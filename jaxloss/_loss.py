@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,15 +13,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss import _checks
+from jaxloss._numerics import compute_dtype
 from jaxloss._reduce import Reduction, check_reduction, per_example, reduce_losses
-
-# Options that decide shapes or branches; every other number is a leaf and may be traced.
-_STATIC = ("axis", "ignore_index")
 
 
 def _is_leaf(name: str, value: Any) -> bool:
+    """Numbers may be traced, but for an axis, which decides shapes."""
     numeric = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
-    return numeric and not isinstance(value, bool) and name not in _STATIC
+    return numeric and not isinstance(value, bool) and name != "axis"
 
 
 @jax.tree_util.register_pytree_node_class
@@ -58,8 +56,10 @@ class Loss:
         ValueError: an unknown reduction; weights or masks that do not fit the losses; a `fn`
             that returns a scalar for a batch, which could not be weighted.
 
-    Contents of masked examples, and of examples of weight zero that are not finite, are
-    replaced before `fn` sees them, so that no derivative of `fn` can turn them into NaN.
+    Masked examples, and those of weight zero whose loss is not finite, are replaced before
+    `fn` is differentiated, so that none of its derivatives can turn them into NaN. For that
+    their place in `predictions` must be known: the axes of the losses, with the class axes put
+    in at `axis` (an option or a default of `fn`; the last, if it has none).
 
     >>> import jax.numpy as jnp, jaxloss
     >>> loss = jaxloss.Loss(jaxloss.softmax_cross_entropy_with_integer_labels, ignore_index=-1)
@@ -72,7 +72,8 @@ class Loss:
     reduction: Reduction
     axis_name: str | tuple[str, ...] | None
     ignore_index: int | None
-    options: tuple[tuple[str, Any], ...]
+    static_options: tuple[tuple[str, Any], ...]
+    numeric_options: tuple[tuple[str, Any], ...]
 
     def __init__(
         self,
@@ -87,24 +88,29 @@ class Loss:
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
         check_reduction(reduction)
         _check_options(fn, options)
-        self._set(fn, reduction, axis_name, ignore_index, tuple(sorted(options.items())))
+        items = sorted(options.items())
+        numeric = tuple((k, v) for k, v in items if _is_leaf(k, v))
+        static = tuple((k, v) for k, v in items if not _is_leaf(k, v))
+        self._set(fn, reduction, axis_name, ignore_index, static, numeric)
 
     def _set(self, *values: Any) -> None:
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.static_options) | dict(self.numeric_options)
+
     def tree_flatten(self):
-        leaves = {k: v for k, v in self.options if _is_leaf(k, v)}
-        rest = tuple((k, v) for k, v in self.options if k not in leaves)
-        static = (self.fn, self.reduction, self.axis_name, self.ignore_index)
-        return tuple(leaves.values()), (static, tuple(leaves), rest)
+        names = tuple(k for k, _ in self.numeric_options)
+        static = (self.fn, self.reduction, self.axis_name, self.ignore_index, self.static_options)
+        return tuple(v for _, v in self.numeric_options), (static, names)
 
     @classmethod
     def tree_unflatten(cls, aux, leaves):
-        static, names, rest = aux
+        static, names = aux
         self = object.__new__(cls)
-        options = dict(rest) | dict(zip(names, leaves, strict=True))
-        self._set(*static, tuple(sorted(options.items())))
+        self._set(*static, tuple(zip(names, leaves, strict=True)))
         return self
 
     def __call__(
@@ -116,75 +122,111 @@ class Loss:
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
     ) -> Array:
-        predictions, targets = jax.tree.map(jnp.asarray, (predictions, targets))
-        options = dict(self.options)
+        predictions, targets = _arrays(predictions), _arrays(targets)
+        options = self.options
         if class_where is not None:
             options["where"] = class_where
+        axes = _class_axes(self.fn, options, predictions)
         mask = self._mask(where, targets)
-        w = None if weights is None else jnp.asarray(weights)
+        if mask is not None:
+            predictions, targets = _replace(mask, axes, predictions, targets)
 
-        axis = options.get("axis", -1)
-        clean = partial(_clean, weights=w, where=mask, axis=axis)
-        losses = self.fn(*jax.tree.map(clean, (predictions, targets)), **options)
-        _check_losses(losses, predictions, axis)
-        if w is not None:
-            w = per_example("weights", w.astype(losses.dtype), losses.shape)
+        losses = self._losses(predictions, targets, options, axes)
         if mask is not None:
             mask = per_example("where", mask, losses.shape)
+        w = None
+        if weights is not None:
+            w = per_example("weights", jnp.asarray(weights).astype(losses.dtype), losses.shape)
+            # The derivative by a weight of zero is the loss, so only a useless one is replaced.
+            useful = (w != 0) | jnp.isfinite(jax.lax.stop_gradient(losses))
+            predictions, targets = _replace(useful, axes, predictions, targets)
+            losses = self._losses(predictions, targets, options, axes)
         return reduce_losses(
             losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
         )
 
-    def _mask(self, where: ArrayLike | None, targets: Array) -> Array | None:
+    def _mask(self, where: ArrayLike | None, targets: Any) -> Array | None:
         mask = None if where is None else _checks.boolean("where", where)
         if self.ignore_index is None:
             return mask
-        kept = targets != self.ignore_index
+        labels = _checks.integers("targets", targets, "ignore_index is for integer targets")
+        kept = labels != self.ignore_index
         return kept if mask is None else per_example("where", mask, kept.shape) & kept
 
-
-def _clean(x: Array, weights: Array | None, where: Array | None, axis: _checks.Axis) -> Array:
-    """Replace what a mask or a zero weight says must not matter, before it is differentiated."""
-    # A half is inside the domain of every prediction: logits, probabilities, rates.
-    fill = jnp.asarray(0.5 if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
-    if where is not None and where.ndim <= x.ndim:
-        x = jnp.where(_along_examples("where", where, x, axis), x, fill)
-    if weights is not None and weights.ndim <= x.ndim and jnp.issubdtype(x.dtype, jnp.floating):
-        # Only what is not finite: the derivative by a weight of zero is the loss itself.
-        weightless = _along_examples("weights", weights, x, axis) == 0
-        x = jnp.where(weightless & ~jnp.isfinite(x), fill, x)
-    return x
+    def _losses(self, predictions: Any, targets: Any, options: dict, axes: tuple) -> Array:
+        losses = self.fn(predictions, targets, **options)
+        if not isinstance(losses, jax.Array) or not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise TypeError(f"fn must return an array of floating-point losses, got {losses!r}")
+        if losses.ndim == 0 and _rank(predictions) > max(1, len(axes)):
+            raise ValueError(
+                "fn returned a scalar for a batch of predictions: return one loss for each "
+                "example, so that they can be weighted, masked and reduced"
+            )
+        return losses.astype(compute_dtype(losses.dtype))
 
 
-def _along_examples(name: str, mask: Array, x: Array, axis: _checks.Axis) -> Array:
-    """Give a per-example array the axes of `x`, with size 1 for the class axes."""
+def _arrays(x: Any) -> Any:
+    """Arrays for leaves; a (nested) list of numbers is one array, not a tree."""
+    numbers = all(isinstance(leaf, (bool, int, float)) for leaf in jax.tree.leaves(x))
+    return jnp.asarray(x) if isinstance(x, list) and numbers else jax.tree.map(jnp.asarray, x)
+
+
+def _rank(predictions: Any) -> int:
+    return max((x.ndim for x in jax.tree.leaves(predictions)), default=0)
+
+
+def _class_axes(fn: Callable[..., Any], options: dict, predictions: Any) -> tuple[int, ...]:
+    """Where the predictions have axes that the losses do not have, if `fn` says so."""
+    axis = options.get("axis", _parameter_default(fn, "axis", -1))
+    return tuple(sorted(_checks.axes(axis, rank))) if (rank := _rank(predictions)) else ()
+
+
+def _parameter_default(fn: Callable[..., Any], name: str, default: Any) -> Any:
+    parameter = _parameters(fn).get(name)
+    return (
+        default if parameter is None or parameter.default is parameter.empty else parameter.default
+    )
+
+
+def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # Some built-in callables have no signature.
+        return {}
+
+
+def _replace(where: Array, axes: tuple[int, ...], predictions: Any, targets: Any) -> Any:
+    """Put harmless contents into the examples that are not in `where`."""
+    rank = _rank(predictions)
+
+    def clean(x: Array) -> Array:
+        if x.ndim < where.ndim:
+            return x
+        # A half is inside the domain of every prediction: logits, probabilities, rates.
+        fill = 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else 0
+        mask = _along_examples(where, x.shape, axes if x.ndim == rank else ())
+        shape = jnp.broadcast_shapes(mask.shape, x.shape)
+        mask, x = jnp.broadcast_to(mask, shape), jnp.broadcast_to(x, shape)
+        return jnp.where(mask, x, jnp.asarray(fill, x.dtype))
+
+    return jax.tree.map(clean, predictions), jax.tree.map(clean, targets)
+
+
+def _along_examples(mask: Array, to: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Give a per-example mask the axes of an array, with size 1 for the class axes."""
     shape = list(mask.shape)
-    if x.ndim > mask.ndim > 0:
-        for a in sorted(_checks.axes(axis, x.ndim)):
-            shape.insert(a, 1) if a <= len(shape) < x.ndim else None
-    shape += [1] * (x.ndim - len(shape))
-    if any(m not in (n, 1) for m, n in zip(shape, x.shape, strict=True)):
-        raise ValueError(f"{name} of shape {mask.shape} do not fit an array of shape {x.shape}")
-    return jnp.broadcast_to(mask.reshape(shape), x.shape)
-
-
-def _check_losses(losses: Any, predictions: Any, axis: _checks.Axis) -> None:
-    rank = max((x.ndim for x in jax.tree.leaves(predictions)), default=0)
-    if not isinstance(losses, jax.Array) or not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise TypeError(f"fn must return an array of floating-point losses, got {losses!r}")
-    if losses.ndim == 0 and rank > 1 and isinstance(axis, int):
-        raise ValueError(
-            "fn returned a scalar for a batch of predictions: return one loss for each example, "
-            "so that they can be weighted, masked and reduced"
-        )
+    for a in axes:
+        if a <= len(shape) < len(to):
+            shape.insert(a, 1)
+    shape += [1] * (len(to) - len(shape))
+    if any(m != n and 1 not in (m, n) for m, n in zip(shape, to, strict=True)):
+        raise ValueError(f"where of shape {mask.shape} does not fit an array of shape {to}")
+    return mask.reshape(shape)
 
 
 def _check_options(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # Some built-in callables have no signature.
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    parameters = _parameters(fn)
+    if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [p.name for p in list(parameters.values())[2:]]
     for name in options:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype a loss is computed and returned in: float32, or float64 if given that."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 def largest(dtype: DTypeLike) -> float:
@@ -86,29 +86,42 @@ def _times_rule(primals, tangents):
     return out, tangent_sum(out, (dw, lambda: dw * x), (dx, lambda: w * dx))
 
 
-def _ratio(w: Array, p: Array) -> Array:
+@jax.custom_jvp
+def ratio(w: Array, p: Array) -> Array:
     """`w / p` with `0 / 0 = 0`: the derivative of `w log p` where the term does not exist."""
     missing = (w == 0) & (p == 0)
     return jnp.where(missing, 0, w / jnp.where(missing, 1, p))
 
 
+@partial(ratio.defjvp, symbolic_zeros=True)
+def _ratio_rule(primals, tangents):
+    # Not w / p**2, which overflows, and is 0 * inf where there is no term.
+    (w, p), (dw, dp) = primals, tangents
+    out = ratio(w, p)
+    return out, tangent_sum(out, (dw, lambda: dw / p), (dp, lambda: -ratio(out, p) * dp))
+
+
+# XLA may turn a product with 0 or 1 into a select, which drops a NaN of the other factor, so
+# what is out of the domain is made NaN outside of the product.
+
+
 @jax.custom_jvp
 def xlogy(w: Array, p: Array) -> Array:
     """`w * log(p)` with `0 * log 0 = 0`; NaN for a negative `p`, whatever the weight."""
-    return jnp.where((w == 0) & (p >= 0), 0, w * jnp.log(p))
+    return jnp.where(p >= 0, jnp.where(w == 0, 0, w * jnp.log(p)), jnp.nan)
 
 
 @partial(xlogy.defjvp, symbolic_zeros=True)
 def _xlogy_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlogy(w, p)
-    return out, tangent_sum(out, (dw, lambda: dw * jnp.log(p)), (dp, lambda: _ratio(w, p) * dp))
+    return out, tangent_sum(out, (dw, lambda: dw * jnp.log(p)), (dp, lambda: ratio(w, p) * dp))
 
 
 @jax.custom_jvp
 def xlog1my(w: Array, p: Array) -> Array:
     """`w * log(1 - p)` with `0 * log 0 = 0`; NaN for a `p` above one, whatever the weight."""
-    return jnp.where((w == 0) & (p <= 1), 0, w * jnp.log1p(-p))
+    return jnp.where(p <= 1, jnp.where(w == 0, 0, w * jnp.log1p(-p)), jnp.nan)
 
 
 @partial(xlog1my.defjvp, symbolic_zeros=True)
@@ -116,5 +129,5 @@ def _xlog1my_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlog1my(w, p)
     return out, tangent_sum(
-        out, (dw, lambda: dw * jnp.log1p(-p)), (dp, lambda: -_ratio(w, 1 - p) * dp)
+        out, (dw, lambda: dw * jnp.log1p(-p)), (dp, lambda: -ratio(w, 1 - p) * dp)
     )

@@ -50,6 +50,7 @@ def reduce_losses(
     """
     if where is not None:
         losses = jnp.where(where, losses, 0)
+        weights = None if weights is None else jnp.where(where, weights, 0)
     weighted = losses if weights is None else times(weights, losses)
     if reduction == "none":
         return weighted
@@ -57,8 +58,7 @@ def reduce_losses(
     if reduction == "sum":
         return total
     if reduction == "weighted_mean" and weights is not None:
-        live = weights if where is None else jnp.where(where, weights, 0)
-        size = jnp.sum(live)
+        size = jnp.sum(weights)
     else:
         size = _count(losses, where)
     if axis_name is not None:

@@ -172,12 +172,15 @@ def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
     is_top = (x_label == largest_logit) & (x_label > -jnp.inf)
     gap = jnp.where(is_top, 0, largest_logit - x_label)
     gap = jnp.where(x_label == -jnp.inf, jnp.inf, gap)
-    total = tail + jnp.exp(-gap)
-    loss = jnp.where(is_top, jnp.log1p(tail), jnp.log(jnp.where(total > 0, total, 1)) + gap)
+    # The barrier has this computed once, not in each of its users.
+    e_label = lax.optimization_barrier(jnp.exp(-gap))
+    # Of total = 1 + rest, the rest: the tail of a label at the top, which counts for the one.
+    rest = jnp.where(is_top, tail, jnp.maximum(tail - 1, 0) + e_label)
+    loss = jnp.log1p(rest) + gap
     # The only sound infinite tail is that of a class of +inf other than the label.
     sound = jnp.isfinite(tail) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
     valid = (labels >= 0) & (labels < n) & sound & ~jnp.isnan(x_label)
-    return _LabelRow(top, tail, total, jnp.where(valid, loss, jnp.nan), valid)
+    return _LabelRow(top, tail, tail + e_label, jnp.where(valid, loss, jnp.nan), valid)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -104,6 +104,7 @@ def softmax_cross_entropy_with_logits(
     >>> print(softmax_cross_entropy_with_logits(jnp.array([0.0, 0, 1]), jnp.array([1.0, 2, 3])))
     0.40761
     """
+    _same_shape(labels, logits)
     return _as_logits(jaxloss.softmax_cross_entropy(logits, labels, axis), logits)
 
 
@@ -136,6 +137,11 @@ def sparse_softmax_cross_entropy_with_logits(labels: ArrayLike, logits: ArrayLik
         raise ValueError(
             f"Rank mismatch: labels of shape {jnp.shape(labels)} must have one axis fewer than "
             f"logits of shape {jnp.shape(logits)}"
+        )
+    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+        raise ValueError(
+            f"labels of shape {jnp.shape(labels)} do not match logits of shape "
+            f"{jnp.shape(logits)}: expected labels of shape {jnp.shape(logits)[:-1]}"
         )
     loss = jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels)
     return _as_logits(loss, logits)

@@ -1,0 +1,231 @@
+"""Wrong shapes, dtypes and settings are errors at trace time; bad labels are loud at run time."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxloss
+
+F, I, B = jnp.float32, jnp.int32, jnp.bool_  # noqa: E741
+ELEMENTWISE = [
+    jaxloss.sigmoid_binary_cross_entropy,
+    jaxloss.binary_cross_entropy,
+    jaxloss.sigmoid_focal_loss,
+]
+DENSE = [
+    jaxloss.softmax_cross_entropy,
+    jaxloss.categorical_cross_entropy,
+    jaxloss.softmax_focal_loss,
+    jaxloss.poly_loss_cross_entropy,
+]
+INTEGER = [
+    jaxloss.softmax_cross_entropy_with_integer_labels,
+    jaxloss.categorical_cross_entropy_with_integer_labels,
+]
+EVERY = [*ELEMENTWISE, *DENSE, jaxloss.safe_softmax_cross_entropy, *INTEGER]
+CROSS_ENTROPY = INTEGER[0]
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def struct(*shape, dtype=F):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def ids(value):
+    return getattr(value, "__name__", None)
+
+
+def fails(error, words, fn, *args, **settings):
+    """Eagerly, under jit and in eval_shape alike, with every word in the message."""
+    fn = partial(fn, **settings)
+    arrays = [jnp.zeros(a.shape, a.dtype) for a in args]
+    for call in (
+        lambda: fn(*arrays),
+        lambda: jax.jit(fn)(*arrays),
+        lambda: jax.eval_shape(fn, *args),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        assert type(caught.value) is error
+        for word in words:
+            assert word in str(caught.value), f"{word!r} not in {caught.value}"
+
+
+@pytest.mark.parametrize("dtype", [I, jnp.bool_, jnp.uint8, jnp.complex64])
+@pytest.mark.parametrize("fn", EVERY, ids=ids)
+def test_predictions_must_be_floating(fn, dtype):
+    labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
+    words = [str(jnp.dtype(dtype)), "(2, 3)", "must be floating point"]
+    fails(TypeError, words, fn, struct(2, 3, dtype=dtype), labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [((2, 1), (2,)), ((2,), (2, 1)), ((3,), (4,)), ((2, 3), (2, 4)), ((1, 2, 3), (2, 3))],
+)
+@pytest.mark.parametrize("fn", [f for f in EVERY if f not in INTEGER], ids=ids)
+def test_dense_labels_of_a_wrong_shape(fn, labels, logits):
+    fails(ValueError, [str(labels), str(logits), "labels"], fn, struct(*logits), struct(*labels))
+
+
+@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [
+        ((2, 3), (2, 3)),
+        ((2, 1), (2, 3)),
+        ((3,), (2, 3)),
+        ((), (2, 3)),
+        ((2,), (3,)),
+        ((4,), (2, 4)),
+    ],
+)
+def test_integer_labels_of_a_wrong_shape(fn, labels, logits):
+    words = [str(labels), "labels of shape", str(logits[:-1])]
+    fails(ValueError, words, fn, struct(*logits), struct(*labels, dtype=I))
+
+
+@pytest.mark.parametrize("dtype", [F, B])
+@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+def test_labels_that_are_not_integers(fn, dtype):
+    words = ["labels must be integers", str(jnp.dtype(dtype)), "(2,)"]
+    fails(TypeError, words, fn, struct(2, 3), struct(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("fn", DENSE, ids=ids)
+def test_class_numbers_given_to_a_dense_function(fn):
+    words = ["(2,)", "(2, 3)", "with_integer_labels"]
+    fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
+
+
+@pytest.mark.parametrize("fn", [*ELEMENTWISE, *DENSE, *INTEGER], ids=ids)
+def test_where(fn):
+    labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
+    masked = lambda x, y, m: fn(x, y, where=m)
+    for dtype in (F, I):
+        words = ["where must be boolean", str(jnp.dtype(dtype)), "(2, 3)"]
+        fails(TypeError, words, masked, struct(2, 3), labels, struct(2, 3, dtype=dtype))
+    for shape in ((3,), (2, 2), (3, 3), (1, 2, 3)):
+        words = [f"where of shape {shape}", "(2, 3)" if len(shape) > 1 else "(2,"]
+        fails(ValueError, words, masked, struct(2, 3), labels, struct(*shape, dtype=B))
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 0), (1, -1), (0, 2), ()])
+@pytest.mark.parametrize("fn", [*DENSE, *INTEGER], ids=ids)
+def test_axis(fn, axis):
+    labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
+    fails(ValueError, [f"axis {axis}", "rank 2"], fn, struct(2, 3), labels, axis=axis)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4,), (1,), (3, 1), (1, 3)])
+def test_class_weights(shape):
+    fn = lambda x, y, w: CROSS_ENTROPY(x, y, class_weights=w)
+    words = [f"class_weights of shape {shape}", "3 classes"]
+    fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I), struct(*shape))
+
+
+@pytest.mark.parametrize(
+    ("fn", "option", "bad"),
+    [
+        *[(jaxloss.sigmoid_binary_cross_entropy, "label_smoothing", v) for v in (-0.1, 1.5, 2)],
+        *[(CROSS_ENTROPY, "label_smoothing", v) for v in (-0.1, 1.5, float("nan"))],
+        *[(jaxloss.sigmoid_focal_loss, "alpha", v) for v in (-0.1, 1.1)],
+        *[(jaxloss.sigmoid_focal_loss, "gamma", v) for v in (-1, -0.1)],
+        *[(jaxloss.softmax_focal_loss, "gamma", v) for v in (-1, float("nan"))],
+    ],
+)
+def test_options_out_of_range(fn, option, bad):
+    labels = struct(2, dtype=I) if fn is CROSS_ENTROPY else struct(2, 3)
+    fails(ValueError, [option, "must be in", str(bad)], fn, struct(2, 3), labels, **{option: bad})
+
+
+def test_smooth_labels():
+    for bad in (-0.1, 1.1):
+        fails(ValueError, ["alpha", str(bad)], jaxloss.smooth_labels, struct(2, 3), alpha=bad)
+    fails(TypeError, ["labels", "int32"], jaxloss.smooth_labels, struct(2, dtype=I), alpha=0.1)
+    masked = lambda y, m: jaxloss.smooth_labels(y, 0.1, where=m)
+    fails(ValueError, ["(3,)", "(2, 3)"], masked, struct(2, 3), struct(3, dtype=B))
+    fails(ValueError, ["axis 2", "rank 2"], jaxloss.smooth_labels, struct(2, 3), alpha=0, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("fn", "option", "shape"),
+    [
+        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (3,)),
+        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2, 2)),
+        (jaxloss.sigmoid_focal_loss, "alpha", (3,)),
+        (jaxloss.sigmoid_focal_loss, "gamma", (3, 3)),
+        (jaxloss.softmax_focal_loss, "gamma", (3,)),
+        (jaxloss.softmax_focal_loss, "alpha", (2,)),
+        (jaxloss.softmax_focal_loss, "alpha", (2, 1)),
+        (jaxloss.poly_loss_cross_entropy, "epsilon", (3,)),
+    ],
+)
+def test_options_of_a_wrong_shape(fn, option, shape):
+    call = lambda x, y, v: fn(x, y, **{option: v})
+    words = [f"{option} of shape {shape}"]
+    fails(ValueError, words, call, struct(2, 3), struct(2, 3), struct(*shape))
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("fn", ELEMENTWISE, ids=ids)
+def test_allowed_elementwise_shapes(fn, shape):
+    p, z = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.full(shape, 0.25)
+    got = fn(p, z)
+    assert got.shape == (2, 3)
+    np.testing.assert_array_equal(got, fn(p, jnp.full((2, 3), 0.25)))
+    assert fn(0.5, 1).shape == () and fn(0.5, p).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", [B, jnp.uint8, I, jnp.float16, jnp.bfloat16, F])
+@pytest.mark.parametrize("fn", [*ELEMENTWISE, *DENSE], ids=ids)
+def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
+    p, one = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.array([[0, 1, 0]])
+    want = fn(p, jnp.tile(one, (2, 1)).astype(F))
+    got = fn(p, one.astype(dtype))
+    assert got.dtype == F and got.shape == want.shape
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, I, jnp.uint32])
+@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+def test_allowed_integer_labels(fn, dtype):
+    p = jnp.full((2, 200), 1 / 200).at[:, 100].set(0.25)
+    labels = jnp.array([100, 100])
+    np.testing.assert_array_equal(fn(p, labels[:1].astype(dtype)), fn(p, labels))
+    assert fn(p[0], 100).shape == ()
+    assert fn(p, jnp.array(100 + 2 * 200, I), axis=None).shape == () and fn(p, 3, axis=None) > 0
+
+
+@pytest.mark.parametrize("bad", [-1, 3, -100, 2**31 - 1])
+@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+def test_a_bad_label_is_reported_by_checkify_and_nan_without_it(fn, bad):
+    p = jnp.array([[0.5, 0.25, 0.25]] * 3)
+    good, labels = jnp.array([0, 1, 2]), jnp.array([0, bad, 2])
+    checked = checkify.checkify(jax.jit(fn))
+    assert checked(p, good)[0].get() is None
+    error, loss = checked(p, labels)
+    assert np.isnan(loss[1])
+    wanted = rf"labels must be in \[0, 3\), but reach from {min(bad, 0)} to {max(bad, 2)}"
+    assert re.search(wanted, error.get())
+    gradient_of = jax.grad(lambda p, y: jnp.sum(fn(p, y)))
+    assert "labels must be in" in checkify.checkify(jax.jit(gradient_of))(p, labels)[0].get()
+    ignoring = checkify.checkify(jax.jit(partial(fn, ignore_index=bad)))
+    assert ignoring(p, labels)[0].get() is None
+    message = ignoring(p, jnp.array([0, bad, 7]))[0].get()
+    assert f"[0, 3) or {bad}" in message
+
+    for wrap in (lambda f: f, jax.jit):
+        loss, gradient = wrap(fn)(p, labels), wrap(gradient_of)(p, labels)
+        np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+        np.testing.assert_array_equal(np.isnan(gradient), np.tile(np.isnan(loss), (3, 1)).T)

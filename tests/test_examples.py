@@ -1,0 +1,54 @@
+"""The examples run, and what they show holds."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+pytest.importorskip("sklearn", reason="needs jaxloss[examples]")
+pytest.importorskip("matplotlib", reason="needs jaxloss[examples]")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _defaults():
+    """JAX as users have it: optax itself needs implicit promotions."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_digits(tmp_path):
+    out = tmp_path / "digits.png"
+    result = load("digits").main(["--epochs", "20", "--out", str(out)])
+    assert result["accuracy"] > 0.95
+    # On ordinary logits the naive formula is as good; on large ones it never starts.
+    assert result["naive_accuracy"] == pytest.approx(result["accuracy"], abs=0.01)
+    assert result["large_first_logit"] > 100
+    assert result["large_naive_nan_step"] is not None
+    assert result["large_naive_accuracy"] < 0.2
+    assert math.isfinite(result["large_last_loss"])
+    assert result["large_accuracy"] > 0.9
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert out.stat().st_size > 20_000
+
+
+def test_breast_cancer():
+    result = load("breast_cancer").main(["--splits", "3"])
+    assert list(result) == ["no weights", "pos_weight", "weights"]
+    for scores in result.values():
+        assert all(0.5 < score <= 1 for score in scores.values())
+    assert result["pos_weight"]["recall"] >= result["no weights"]["recall"]
+    # The same objective but for a constant factor, which Adam does not see.
+    for name, score in result["pos_weight"].items():
+        assert result["weights"][name] == pytest.approx(score, abs=0.02)

@@ -1,0 +1,244 @@
+"""Every loss under every transformation: the same values and derivatives as without it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.cases import CASES
+
+CATEGORICAL = [case for case in CASES if case.targets != "binary"]
+EVERY = pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.xdist_group(c.name)) for c in CASES], ids=str
+)
+BATCH = 16
+DEVICES = 8
+# What is tested here is mostly what JAX makes of a loss, not what XLA makes of that.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def close(got, want, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol, atol), got, want)
+
+
+def argnums(case):
+    """What a loss can be differentiated by: predictions, and targets unless integers."""
+    return (0,) if case.targets == "integer" else (0, 1)
+
+
+def sweep(case, fn=None):
+    """The losses of a batch and the gradients of their sum, as one function of the batch."""
+    fn = case.fn if fn is None else fn
+
+    def run(x, y):
+        def total(*args):
+            losses = fn(*args)
+            return jnp.sum(losses), losses
+
+        grads, losses = jax.grad(total, argnums(case), has_aux=True)(x, y)
+        return losses, grads
+
+    return run
+
+
+def wide(case, batch, classes, dtype=np.float32):
+    """A batch with any number of classes, or of that many elements a row."""
+    if case.targets == "binary":
+        return case.random(rng(), batch, classes, dtype=dtype)
+    x, y = (
+        np.reshape(a, (batch, -1))[:, :classes]
+        for a in case.random(rng(), batch, -(-classes // 5), dtype=dtype)
+    )
+    if case.predictions == "probabilities":
+        x = x / x.sum(-1, keepdims=True)
+    if case.targets == "dense":
+        return x, y / y.sum(-1, keepdims=True)
+    return x, rng().integers(0, classes, batch).astype(np.int32)
+
+
+@functools.cache
+def plain(case_name):
+    case = next(c for c in CASES if c.name == case_name)
+    x, y = case.random(rng(), BATCH)
+    return x, y, jax.jit(sweep(case))(x, y)
+
+
+def mesh():
+    return jax.make_mesh((DEVICES,), ("i",), axis_types=(AxisType.Auto,))
+
+
+def scanned(fn):
+    return lambda x, y: lax.scan(lambda carry, row: (carry, fn(*row)), (), (x, y))[1]
+
+
+def branched(fn):
+    return lambda x, y: lax.cond(jnp.sum(x) < 1e9, fn, lambda x, y: jnp.zeros(BATCH), x, y)
+
+
+def sharded(fn):
+    return jax.shard_map(fn, mesh=mesh(), in_specs=P("i"), out_specs=P("i"))
+
+
+def remat(policy):
+    return functools.partial(jax.checkpoint, policy=policy)
+
+
+POLICIES = jax.checkpoint_policies
+# Differentiated from outside, so that the transformation meets the derivative rules.
+TRANSFORMATIONS = {
+    "vmap": jax.vmap,
+    "checkpoint, saving everything": remat(POLICIES.everything_saveable),
+    "checkpoint, saving nothing": remat(POLICIES.nothing_saveable),
+    "scan": scanned,
+    "map": lambda fn: lambda x, y: lax.map(lambda row: fn(*row), (x, y)),
+    "cond": branched,
+    "shard_map": sharded,
+}
+
+
+@EVERY
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_differentiated_from_outside(case, name):
+    x, y, want = plain(case.name)
+    close(quick(sweep(case, TRANSFORMATIONS[name](case.fn)))(x, y), want)
+
+
+@EVERY
+def test_differentiated_inside(case):
+    x, y, want = plain(case.name)
+    one = quick(sweep(case))
+    close(quick(jax.vmap(one))(x, y), want)
+    close(quick(sharded(one))(x, y), want)
+    rows = [one(a, b) for a, b in zip(x, y, strict=True)]
+    close(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), want)
+
+
+@EVERY
+def test_vmap_over_one_argument(case):
+    x, y, _ = plain(case.name)
+    close(jax.vmap(case.fn, (0, None))(x, y[0]), case.fn(x, np.repeat(y[:1], BATCH, 0)))
+    if case.targets != "integer":
+        close(jax.vmap(case.fn, (None, 0))(x[0], y), case.fn(np.repeat(x[:1], BATCH, 0), y))
+
+
+@EVERY
+@pytest.mark.parametrize("settings", [(), ("jit",), ("nans",), ("jit", "nans")], ids=str)
+def test_eager(case, settings):
+    """Without jit around it; without any at all; stopping at the first NaN; both."""
+    x, y, want = plain(case.name)
+    with jax.disable_jit("jit" in settings), jax.debug_nans("nans" in settings):
+        close(sweep(case)(x, y), want)
+
+
+@EVERY
+def test_donated_inputs(case):
+    x, y, want = plain(case.name)
+    assert isinstance(x, np.ndarray)  # What is compared with came from NumPy inputs.
+    close(quick(sweep(case), donate_argnums=0)(jnp.array(x), y), want)
+
+
+@EVERY
+def test_while_loop(case):
+    x, y, (losses, _) = plain(case.name)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def step(i, out):
+        return out.at[i].set(case.fn(x[i], y[i]))
+
+    loop = quick(lambda n: lax.fori_loop(0, n, step, jnp.zeros(BATCH)))  # A while_loop.
+    close(loop(BATCH), losses)
+
+
+def derivatives(f, a, v, w):
+    """Of losses `f` at `a`: totals of first derivatives, and of third ones along v, v and w.
+
+    The last of either is a central difference of a lower derivative.
+    """
+
+    def along(f, v):
+        return lambda a: jax.jvp(f, (a,), (v,))[1]
+
+    def difference(f, v):
+        return (f(a + 1e-5 * v) - f(a - 1e-5 * v)) / 2e-5
+
+    def total(a):
+        return jnp.sum(f(a))
+
+    curvature = along(along(total, v), v)
+    first = [
+        jnp.sum(jax.grad(total)(a) * v),
+        jnp.sum(jnp.sum(jax.jacfwd(f)(a), 0) * v),
+        jnp.sum(jnp.sum(jax.jacrev(f)(a), 0) * v),
+        along(total, v)(a),
+        jax.linearize(total, a)[1](v),
+        difference(total, v),
+    ]
+    third = [
+        jnp.sum(along(along(jax.grad(total), v), v)(a) * w),
+        jnp.sum(jax.grad(curvature)(a) * w),
+        along(curvature, w)(a),
+        difference(curvature, w),
+    ]
+    return first, third
+
+
+@EVERY
+def test_modes_agree_with_each_other_and_with_differences(case):
+    with jax.enable_x64(True):
+        x, y = case.random(rng(), 3, dtype=np.float64)
+        losses = [lambda a: case.fn(a, y), lambda a: case.fn(x, a)]
+        for i in argnums(case):
+            a = (x, y)[i]
+            v, w = rng().normal(size=(2, *a.shape))
+            for group in quick(functools.partial(derivatives, losses[i]))(a, v, w):
+                *modes, difference = group
+                assert np.isfinite(modes[0])
+                close(modes, [modes[0]] * len(modes), 1e-9, 1e-12)
+                close(difference, modes[0], 1e-5, 1e-6)
+
+
+@EVERY
+def test_an_empty_batch(case):
+    x, y = case.random(rng(), 0)
+    losses, grads = quick(sweep(case))(x, y)
+    assert losses.shape == (0,)
+    assert [g.shape for g in grads] == [a.shape for a in (x, y)[: len(grads)]]
+
+
+@EVERY
+def test_sharded_batch(case):
+    x, y, want = plain(case.name)
+    rows = NamedSharding(mesh(), P("i"))
+    close(jax.jit(sweep(case), in_shardings=rows)(x, y), want)
+
+
+@pytest.mark.parametrize("case", CATEGORICAL, ids=str)
+def test_sharded_classes(case):
+    x, y = wide(case, 3, 4 * DEVICES)
+    columns = NamedSharding(mesh(), P(None, "i"))
+    whole = NamedSharding(mesh(), P())
+    target = whole if case.targets == "integer" else columns
+    got = jax.jit(sweep(case), in_shardings=(columns, target))(x, y)
+    close(got, jax.jit(sweep(case))(x, y))
+
+
+@EVERY
+@pytest.mark.parametrize("classes", [1, 7, 129, 1000])
+def test_sizes_against_the_formula_in_float64(case, classes):
+    x, y = wide(case, 13, classes)
+    got = jax.jit(sweep(case))(x, y)
+    with jax.enable_x64(True):
+        x, y = np.asarray(x, np.float64), y if case.targets == "integer" else np.float64(y)
+        naive = jax.vmap(case.naive)
+        # With one class some of the formulas are 0 * inf where the derivative is zero.
+        want = jax.tree.map(np.nan_to_num, quick(sweep(case, naive))(x, y))
+    close(got, want, 2e-5, 1e-6)
