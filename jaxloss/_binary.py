@@ -12,6 +12,7 @@ from jaxloss import _checks
 from jaxloss._numerics import (
     finite,
     largest,
+    one_program,
     sigmoid,
     softplus,
     tangent_sum,
@@ -76,7 +77,7 @@ def sigmoid_binary_cross_entropy(
     return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
 
-@partial(jax.jit, inline=True)
+@one_program
 def _sigmoid_bce(x, z, smoothing, pos_weight, where):
     if pos_weight is not None:
         pos_weight = jnp.broadcast_to(pos_weight, x.shape)
@@ -162,7 +163,7 @@ def binary_cross_entropy(
     return _probability_bce(p, z, where)
 
 
-@partial(jax.jit, inline=True)
+@one_program
 def _probability_bce(p, z, where):
     p, z = _mask(where, p, z)
     return _masked(where, 0 - (xlogy(z, p) + xlog1my(1 - z, p)))
@@ -222,7 +223,7 @@ def sigmoid_focal_loss(
     return _sigmoid_focal(x, z, alpha, gamma, where)
 
 
-@partial(jax.jit, inline=True)
+@one_program
 def _sigmoid_focal(x, z, alpha, gamma, where):
     x, z = _mask(where, x, z)
     f = finite(x)

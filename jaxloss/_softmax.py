@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxloss._numerics import largest, tangent_sum
 
@@ -56,44 +57,37 @@ def _centred(p: Array, v: Array, axis: int) -> Array:
     return u - _total(p * u, axis)
 
 
+class Softmax(NamedTuple):
+    p: Array
+    nll: Array  # -log p
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(x: Array, axis: int) -> Array:
+def softmax(x: Array, axis: int) -> Softmax:
     row = _row(x, axis)
-    return jnp.exp(-row.gap) / (1 + row.tail)
+    return Softmax(jnp.exp(-row.gap) / (1 + row.tail), row.gap + jnp.log1p(row.tail))
 
 
 @softmax.defjvp
 def _softmax_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
-    p = softmax(x, axis)
-    return p, p * _centred(p, v, axis)
+    out = softmax(x, axis)
+    c = _centred(out.p, v, axis)
+    return out, Softmax(out.p * c, -c)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def complement(x: Array, axis: int) -> Array:
     """`1 - softmax(x)`."""
-    row = _row(x, axis)
-    p = jnp.exp(-row.gap) / (1 + row.tail)
-    return jnp.where(_dominant(p), row.tail / (1 + row.tail), 1 - p)
+    p, tail = softmax(x, axis).p, _row(x, axis).tail
+    return jnp.where(_dominant(p), tail / (1 + tail), 1 - p)
 
 
 @complement.defjvp
 def _complement_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
-    p = softmax(x, axis)
+    p = softmax(x, axis).p
     return complement(x, axis), -p * _centred(p, v, axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax(x: Array, axis: int) -> Array:
-    row = _row(x, axis)
-    return -(row.gap + jnp.log1p(row.tail))
-
-
-@log_softmax.defjvp
-def _log_softmax_rule(axis, primals, tangents):
-    (x,), (v,) = primals, tangents
-    return log_softmax(x, axis), _centred(softmax(x, axis), v, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -104,17 +98,17 @@ def logsumexp(x: Array, axis: int) -> Array:
 @logsumexp.defjvp
 def _logsumexp_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
-    return logsumexp(x, axis), _total(softmax(x, axis) * v, axis)
+    return logsumexp(x, axis), _total(softmax(x, axis).p * v, axis)
 
 
 def _without_dominant(x: Array, axis: int) -> Array:
-    return jnp.where(_dominant(softmax(x, axis)), -jnp.inf, x)
+    return jnp.where(_dominant(softmax(x, axis).p), -jnp.inf, x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_complement(x: Array, axis: int) -> Array:
     """`log(1 - softmax(x))`, right where `1 - softmax(x)` underflows."""
-    p = softmax(x, axis)
+    p = softmax(x, axis).p
     others = logsumexp(_without_dominant(x, axis), axis)
     top = jnp.max(x, axis, keepdims=True)
     dominant = (others - top) - jnp.log1p(_row(x, axis).tail)
@@ -127,9 +121,9 @@ def _log_complement_rule(axis, primals, tangents):
     #   d log(1 - p_M) = p_M * sum over k of r_k (v_k - v_M).
     # Elsewhere d log(1 - p) = -dp / (1 - p), with 1 - p at least a half.
     (x,), (v,) = primals, tangents
-    p = softmax(x, axis)
+    p = softmax(x, axis).p
     dominant = _dominant(p)
-    r = softmax(_without_dominant(x, axis), axis)
+    r = softmax(_without_dominant(x, axis), axis).p
     u = jnp.where(dominant, 0, v - _total(jnp.where(dominant, v, 0), axis))
     small = jnp.where(dominant, 0, p)
     tangent = jnp.where(
@@ -138,49 +132,112 @@ def _log_complement_rule(axis, primals, tangents):
     return log_complement(x, axis), tangent
 
 
-class _LabelRow(NamedTuple):
-    top: Array  # the largest logit, clipped to finite numbers
-    tail: Array  # t: sum of exp(x - top) over all classes but the label
-    total: Array  # t + exp(x_label - top)
-    loss: Array  # -log p_label
-    valid: Array  # whether the row has a loss
+# The cross-entropies themselves. XLA's CPU backend computes a reduction over arithmetic in one
+# pass, but writes out comparisons and selects at full size, and whatever several passes share.
+# So these rules tell the label, or the largest logit, from the rest by arithmetic alone, and
+# the same formula has a constant of its own in each pass. `minimum` may drop a NaN in such a
+# reduction; the sums of exponentials are then infinite, and the row is made NaN.
+
+
+def _gap(x: Array, largest_logit: Array, use: int) -> Array:
+    """`largest_logit - x`, in [0, inf]; zero at a logit of +inf."""
+    big = largest(x.dtype) * (1 - use / 64)
+    return jnp.clip(largest_logit, -big, big) - jnp.minimum(x, big)
+
+
+def _below(gap: Array, use: int) -> Array:
+    """Zero at the largest logits, `2 ** use` elsewhere."""
+    return jnp.minimum(gap * 2.0 ** (100 + use), 2.0**use)
+
+
+class _SoftRow(NamedTuple):
+    largest: Array  # the largest logit
+    tail: Array  # sum of exp(-gap) over all classes but one of the largest
+    alone: Array  # the largest logit, or something larger if it is not the only one
+    scale: Array  # 1 / (1 + tail), 0 without any class, NaN for a row with a NaN
+    loss: Array
+
+
+def _soft_row(x: Array, y: Array, axis: int) -> _SoftRow:
+    eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
+    top = jnp.max(x, axis, keepdims=True)
+    gap = _gap(x, top, 1)
+    rest = _total(jnp.exp(-gap) * _below(gap, 1), axis) / 2
+    count = x.shape[axis] - _total(_below(_gap(x, top, 2), 2), axis) / 4
+    tail = rest + jnp.maximum(count - 1, 0)
+    # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
+    behind = _total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
+    behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
+    sound = rest < jnp.inf
+    scale = jnp.where(sound, jnp.where(count > 0, 1 / (1 + tail), 0), jnp.nan)
+    loss = jnp.where(sound, behind + _total(y, axis) * jnp.log1p(tail), jnp.nan)
+    alone = jnp.where(count > 1, top + jnp.maximum(jnp.abs(top), 1), top)
+    return _SoftRow(top, tail, alone, scale, loss)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def soft_nll(x: Array, y: Array, axis: int) -> Array:
+    """`-sum(y * log softmax(x))`, for labels `y` that need not sum to one."""
+    return _soft_row(x, y, axis).loss
+
+
+@partial(soft_nll.defjvp, symbolic_zeros=True)
+def _soft_nll_rule(axis, primals, tangents):
+    (x, y), (v, dy) = primals, tangents
+    loss, gradient = _soft_nll_and_gradient(x, y, axis)
+    return loss, tangent_sum(
+        loss,
+        (v, lambda: _total(gradient * v, axis)),
+        (dy, lambda: _total(softmax(x, axis).nll * dy, axis)),
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _soft_nll_and_gradient(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
+    row = _soft_row(x, y, axis)
+    return row.loss, _soft_gradient(x, y, row, axis)
+
+
+def _soft_gradient(x: Array, y: Array, row: _SoftRow, axis: int) -> Array:
+    """`softmax(x) * sum(y) - y`, linear in `y`.
+
+    At a sole largest class this is p * (sum of the other labels) - y * (1 - p), with the
+    1 - p that is tail / (1 + tail).
+    """
+    # Compute these once a row, not once an element.
+    top, tail, alone, scale = lax.optimization_barrier(row[:4])
+    others = _total(y * _below(_gap(x, alone, 4), 4), axis) / 16
+    others, sole = lax.optimization_barrier((32 * others, _total(y, axis) - others))
+    below = _below(_gap(x, alone, 5), 5)
+    return (
+        scale / 32 * (jnp.exp(-_gap(x, top, 6)) * (others + below * sole) - y * (32 * tail + below))
+    )
+
+
+@partial(_soft_nll_and_gradient.defjvp, symbolic_zeros=True)
+def _soft_nll_and_gradient_rule(axis, primals, tangents):
+    (x, y), (v, dy) = primals, tangents
+    loss, gradient = _soft_nll_and_gradient(x, y, axis)
+    all_of = softmax(x, axis)
+    d_loss = tangent_sum(
+        loss,
+        (v, lambda: _total(gradient * v, axis)),
+        (dy, lambda: _total(all_of.nll * dy, axis)),
+    )
+    d_gradient = tangent_sum(
+        gradient,
+        (v, lambda: _total(y, axis) * all_of.p * _centred(all_of.p, v, axis)),
+        (dy, lambda: _soft_gradient(x, dy, _soft_row(x, y, axis), axis)),
+    )
+    return (loss, gradient), (d_loss, d_gradient)
 
 
 def _label_bump(x: Array, labels: Array, axis: int, unit: float) -> Array:
-    """Zero at the label and at least `unit ** 2` elsewhere, by arithmetic alone.
-
-    XLA's CPU backend computes a reduction over arithmetic in one pass, but writes out
-    every comparison, select and shared subexpression at full size. So the label is told
-    from the rest without a comparison, and value and gradient use different units.
-    """
+    """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
     shape = [1] * x.ndim
     shape[axis] = x.shape[axis]
     d = unit * lax.broadcasted_iota(x.dtype, shape, axis) - unit * labels.astype(x.dtype)
     return d * d
-
-
-def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
-    n, big = x.shape[axis], largest(x.dtype)
-    largest_logit = jnp.max(x, axis, keepdims=True)
-    top = jnp.clip(largest_logit, -big, big)
-    index = jnp.clip(labels, 0, n - 1).astype(jnp.int32)
-    x_label = jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
-    # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0. A NaN
-    # loses against it in some CPU reductions, and then makes the sum infinite.
-    bump = _label_bump(x, labels, axis, 128.0) - 4096
-    tail = _total(jnp.exp(jnp.minimum(x - top, bump)), axis)
-    is_top = (x_label == largest_logit) & (x_label > -jnp.inf)
-    gap = jnp.where(is_top, 0, largest_logit - x_label)
-    gap = jnp.where(x_label == -jnp.inf, jnp.inf, gap)
-    # The barrier has this computed once, not in each of its users.
-    e_label = lax.optimization_barrier(jnp.exp(-gap))
-    # Of total = 1 + rest, the rest: the tail of a label at the top, which counts for the one.
-    rest = jnp.where(is_top, tail, jnp.maximum(tail - 1, 0) + e_label)
-    loss = jnp.log1p(rest) + gap
-    # The only sound infinite tail is that of a class of +inf other than the label.
-    sound = jnp.isfinite(tail) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
-    valid = (labels >= 0) & (labels < n) & sound & ~jnp.isnan(x_label)
-    return _LabelRow(top, tail, tail + e_label, jnp.where(valid, loss, jnp.nan), valid)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -195,25 +252,22 @@ def label_nll(x: Array, labels: Array, axis: int) -> Array:
 @partial(label_nll.defjvp, symbolic_zeros=True)
 def _label_nll_rule(axis, primals, tangents):
     (x, labels), (v, _) = primals, tangents
-    loss = label_nll(x, labels, axis)
-    return loss, tangent_sum(
-        loss, (v, lambda: _total(_label_nll_gradient(x, labels, axis) * v, axis))
-    )
+    loss, gradient = _label_nll_and_gradient(x, labels, axis)
+    return loss, tangent_sum(loss, (v, lambda: _total(gradient * v, axis)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _label_nll_gradient(x: Array, labels: Array, axis: int) -> Array:
-    """`softmax(x) - one_hot(label)`, as `(exp(x - top) or -tail) / total`."""
+def _label_nll_and_gradient(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+    """Also `softmax(x) - one_hot(label)`, as `(exp(x - top) or -tail) / total`."""
     row = _label_row(x, labels, axis)
-    # With no class at all the gradient is zero; with one of +inf it is that class's.
-    scale = jnp.where(row.total > 0, 1 / row.total, 0)
-    scale = jnp.where(jnp.isinf(row.total), 1, scale)
-    scale = jnp.where(row.valid, scale, jnp.nan)
-    tail = jnp.where(jnp.isinf(row.tail), 1, row.tail)
+    # Beside a class of +inf the others do not count; without any class nothing does.
+    tail = jnp.where(row.tail == jnp.inf, 1, row.tail)
+    total = jnp.maximum(tail + row.e_label, float(jnp.finfo(x.dtype).tiny))
+    scale = jnp.where(jnp.isnan(row.loss), jnp.nan, 1 / total)
     # Compute these once a row, not once an element.
     top, scale, tail = lax.optimization_barrier((row.top, scale, tail))
     bump = _label_bump(x, labels, axis, _power_above(x.shape[axis])) - tail
-    return scale * jnp.minimum(jnp.exp(jnp.minimum(x - top, 0)), bump)
+    return row.loss, scale * jnp.minimum(jnp.exp(jnp.minimum(x - top, 0)), bump)
 
 
 def _power_above(n: int) -> float:
@@ -221,8 +275,38 @@ def _power_above(n: int) -> float:
     return float(2 ** max(8, (n.bit_length() + 3) // 2))
 
 
-@_label_nll_gradient.defjvp
-def _label_nll_gradient_rule(axis, primals, tangents):
+@partial(_label_nll_and_gradient.defjvp, symbolic_zeros=True)
+def _label_nll_and_gradient_rule(axis, primals, tangents):
     (x, labels), (v, _) = primals, tangents
-    p = softmax(x, axis)
-    return _label_nll_gradient(x, labels, axis), p * _centred(p, v, axis)
+    loss, gradient = _label_nll_and_gradient(x, labels, axis)
+    if isinstance(v, SymbolicZero):
+        return (loss, gradient), (jnp.zeros_like(loss), jnp.zeros_like(gradient))
+    p = softmax(x, axis).p
+    return (loss, gradient), (_total(gradient * v, axis), p * _centred(p, v, axis))
+
+
+class _LabelRow(NamedTuple):
+    top: Array  # the largest logit, clipped to finite numbers
+    tail: Array  # sum of exp(x - top) over all classes but the label
+    e_label: Array  # exp(x_label - top)
+    loss: Array  # -log p_label, or NaN
+
+
+def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
+    n, big = x.shape[axis], largest(x.dtype)
+    largest_logit = jnp.max(x, axis, keepdims=True)
+    top = jnp.clip(largest_logit, -big, big)
+    index = jnp.clip(labels, 0, n - 1).astype(jnp.int32)
+    x_label = jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
+    # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
+    bump = _label_bump(x, labels, axis, 128.0) - 4096
+    tail = _total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+    gap = jnp.maximum(top - x_label, 0)
+    # The barrier has this computed once, not in each of its users.
+    e_label = lax.optimization_barrier(jnp.exp(-gap))
+    # log(tail + e_label), as log1p of what is left without a term that is one.
+    rest = jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)
+    # The only sound infinite tail is that of a class of +inf other than the label.
+    sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
+    loss = jnp.where((labels == index.astype(labels.dtype)) & sound, jnp.log1p(rest) + gap, jnp.nan)
+    return _LabelRow(top, tail, e_label, loss)
