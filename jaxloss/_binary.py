@@ -150,7 +150,8 @@ def binary_cross_entropy(
         ValueError: shapes do not match.
 
     The derivative by p is `(1 - z) / (1 - p) - z / p`, a term of weight zero being zero: at
-    p = z = 0 it is 1, at p = z = 1 it is -1.
+    p = z = 0 it is 1, at p = z = 1 it is -1. By the label it is `log1p(-p) - log(p)`; where that
+    is infinite, a huge number stands for it, so that a tangent of zero stays zero.
 
     References:
         Goodfellow et al., Deep Learning, 2016, section 6.2.2.

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_program, times, xlogy
+from jaxloss._numerics import finite, nan_unless, one_program, times, xlogy
 from jaxloss._softmax import complement, label_nll, log_complement, logsumexp, soft_nll, softmax
 
 
@@ -45,7 +45,8 @@ def softmax_cross_entropy(
         ValueError: shapes do not match, or `axis` is not one of the logits.
 
     The derivative by the logits is `softmax(x) * sum(y) - y`, also where labels do not sum to
-    one, and exact where a probability is close to one; by the labels it is `-log_softmax(x)`.
+    one, and exact where a probability is close to one; by the labels it is `-log_softmax(x)`, a
+    huge number for an excluded class.
 
     References:
         TensorFlow, `softmax_cross_entropy_with_logits`; Goodfellow et al., Deep Learning,
@@ -238,14 +239,14 @@ def categorical_cross_entropy(
 
 @partial(one_program, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = _exclude(live, _probabilities(p), 1), _exclude(live, y, 0)
+    p, y = _probabilities(_exclude(live, p, 1)), _exclude(live, y, 0)
     return 0 - jnp.sum(xlogy(y, p), axis)
 
 
 def _probabilities(p):
     """`p`, with what cannot be a probability made NaN in value and gradient."""
     slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * jnp.where((p >= 0) & (p <= 1 + slack), 1, jnp.nan)
+    return p * nan_unless((p >= 0) & (p <= 1 + slack), 1.0)
 
 
 def categorical_cross_entropy_with_integer_labels(
@@ -305,7 +306,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     if live is not None:
         p = jnp.where(jnp.any(live, axis, keepdims=True), p, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
-    p = _probabilities(p) * jnp.where(valid, 1, jnp.nan)
+    p = _probabilities(p) * nan_unless(valid, 1.0)
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
@@ -381,7 +382,11 @@ def _softmax_focal(x, y, live, alpha, gamma, *, axis):
         shape[axis] = -1
         y *= alpha.reshape(shape) if alpha.ndim else alpha
     easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
-    loss = jnp.sum(times(y, times(easy, softmax(x, axis).nll)), axis)
+    nll = softmax(x, axis).nll
+    loss = jnp.sum(y * easy * finite(nll), axis)
+    # The value with a label on an excluded class; its derivative is that of the sum.
+    excluded = jnp.any((y > 0) & jnp.isinf(nll), axis)
+    loss += jax.lax.stop_gradient(jnp.where(excluded, jnp.inf, 0))
     return _live_rows(live, loss, axis)
 
 

@@ -53,6 +53,11 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
+def nan_unless(valid: Array, x: Array | float) -> Array:
+    """`x`, or NaN, also in what is multiplied by it; `jax_debug_nans` sees only the latter."""
+    return x + jnp.where(valid, 0.0, jnp.inf) * 0
+
+
 @jax.custom_jvp
 def sigmoid(x: Array) -> Array:
     """`1 / (1 + exp(-x))`."""
@@ -80,9 +85,13 @@ def _softplus_rule(primals, tangents):
 
 @jax.custom_jvp
 def finite(x: Array) -> Array:
-    """`x`, with infinities replaced by a huge number; its derivative is one there too."""
+    """`x`, with infinities replaced by a huge number; its derivative is one there too.
+
+    For a factor of what may be zero: a term that does not exist must not become NaN.
+    """
     # An eighth of the largest number leaves room for a few to be added up.
-    return jnp.clip(x, -largest(x.dtype) / 8, largest(x.dtype) / 8)
+    limit = largest(x.dtype) / 8
+    return jnp.where(x > limit, limit, jnp.where(x < -limit, -limit, x))
 
 
 @finite.defjvp
@@ -101,7 +110,7 @@ def times(w: Array, x: Array) -> Array:
 def _times_rule(primals, tangents):
     (w, x), (dw, dx) = primals, tangents
     out = times(w, x)
-    return out, tangent_sum(out, (dw, lambda: dw * x), (dx, lambda: w * dx))
+    return out, tangent_sum(out, (dw, lambda: dw * finite(x)), (dx, lambda: w * dx))
 
 
 @jax.custom_jvp
@@ -119,27 +128,31 @@ def _ratio_rule(primals, tangents):
     return out, tangent_sum(out, (dw, lambda: dw / p), (dp, lambda: -ratio(out, p) * dp))
 
 
-# XLA may turn a product with 0 or 1 into a select, which drops a NaN of the other factor, so
-# what is out of the domain is made NaN outside of the product.
-
-
 @jax.custom_jvp
 def xlogy(w: Array, p: Array) -> Array:
     """`w * log(p)` with `0 * log 0 = 0`; NaN for a negative `p`, whatever the weight."""
-    return jnp.where(p >= 0, jnp.where(w == 0, 0, w * jnp.log(p)), jnp.nan)
+    inside = p >= 0
+    return nan_unless(
+        inside, jnp.where((w == 0) | ~inside, 0, w * jnp.log(jnp.where(inside, p, 1)))
+    )
 
 
 @partial(xlogy.defjvp, symbolic_zeros=True)
 def _xlogy_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlogy(w, p)
-    return out, tangent_sum(out, (dw, lambda: dw * jnp.log(p)), (dp, lambda: ratio(w, p) * dp))
+    return out, tangent_sum(
+        out, (dw, lambda: dw * finite(jnp.log(p))), (dp, lambda: ratio(w, p) * dp)
+    )
 
 
 @jax.custom_jvp
 def xlog1my(w: Array, p: Array) -> Array:
     """`w * log(1 - p)` with `0 * log 0 = 0`; NaN for a `p` above one, whatever the weight."""
-    return jnp.where(p <= 1, jnp.where(w == 0, 0, w * jnp.log1p(-p)), jnp.nan)
+    inside = p <= 1
+    return nan_unless(
+        inside, jnp.where((w == 0) | ~inside, 0, w * jnp.log1p(-jnp.where(inside, p, 0)))
+    )
 
 
 @partial(xlog1my.defjvp, symbolic_zeros=True)
@@ -147,5 +160,5 @@ def _xlog1my_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlog1my(w, p)
     return out, tangent_sum(
-        out, (dw, lambda: dw * jnp.log1p(-p)), (dp, lambda: -ratio(w, 1 - p) * dp)
+        out, (dw, lambda: dw * finite(jnp.log1p(-p))), (dp, lambda: -ratio(w, 1 - p) * dp)
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._numerics import largest, tangent_sum
+from jaxloss._numerics import finite, largest, nan_unless, tangent_sum
 
 
 def _total(x: Array, axis: int) -> Array:
@@ -169,8 +169,8 @@ def _soft_row(x: Array, y: Array, axis: int) -> _SoftRow:
     behind = _total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
     behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
     sound = rest < jnp.inf
-    scale = jnp.where(sound, jnp.where(count > 0, 1 / (1 + tail), 0), jnp.nan)
-    loss = jnp.where(sound, behind + _total(y, axis) * jnp.log1p(tail), jnp.nan)
+    scale = nan_unless(sound, jnp.where(count > 0, 1 / (1 + tail), 0))
+    loss = nan_unless(sound, behind + _total(y, axis) * jnp.log1p(tail))
     alone = jnp.where(count > 1, top + jnp.maximum(jnp.abs(top), 1), top)
     return _SoftRow(top, tail, alone, scale, loss)
 
@@ -188,7 +188,7 @@ def _soft_nll_rule(axis, primals, tangents):
     return loss, tangent_sum(
         loss,
         (v, lambda: _total(gradient * v, axis)),
-        (dy, lambda: _total(softmax(x, axis).nll * dy, axis)),
+        (dy, lambda: _total(finite(softmax(x, axis).nll) * dy, axis)),
     )
 
 
@@ -222,7 +222,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     d_loss = tangent_sum(
         loss,
         (v, lambda: _total(gradient * v, axis)),
-        (dy, lambda: _total(all_of.nll * dy, axis)),
+        (dy, lambda: _total(finite(all_of.nll) * dy, axis)),
     )
     d_gradient = tangent_sum(
         gradient,
@@ -263,7 +263,7 @@ def _label_nll_and_gradient(x: Array, labels: Array, axis: int) -> tuple[Array, 
     # Beside a class of +inf the others do not count; without any class nothing does.
     tail = jnp.where(row.tail == jnp.inf, 1, row.tail)
     total = jnp.maximum(tail + row.e_label, float(jnp.finfo(x.dtype).tiny))
-    scale = jnp.where(jnp.isnan(row.loss), jnp.nan, 1 / total)
+    scale = nan_unless(~jnp.isnan(row.loss), 1 / total)
     # Compute these once a row, not once an element.
     top, scale, tail = lax.optimization_barrier((row.top, scale, tail))
     bump = _label_bump(x, labels, axis, _power_above(x.shape[axis])) - tail
@@ -308,5 +308,6 @@ def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
     rest = jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)
     # The only sound infinite tail is that of a class of +inf other than the label.
     sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
-    loss = jnp.where((labels == index.astype(labels.dtype)) & sound, jnp.log1p(rest) + gap, jnp.nan)
+    valid = (labels == index.astype(labels.dtype)) & sound
+    loss = nan_unless(valid, jnp.log1p(rest) + gap)
     return _LabelRow(top, tail, e_label, loss)

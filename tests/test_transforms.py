@@ -23,7 +23,7 @@ def over(cases):
 
 EVERY, EVERY_FUNCTION = over(CASES), over(ONE_EACH)
 BATCH = 16
-DEVICES = 8
+MESH = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
 # What is tested here is mostly what JAX makes of a loss, not what XLA makes of that.
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 quick = functools.partial(jax.jit, compiler_options=OPTIONS)
@@ -34,9 +34,7 @@ def rng():
 
 
 def close(got, want, rtol=1e-5, atol=1e-6):
-    def check(g, w):
-        np.testing.assert_allclose(g, w, rtol, atol, equal_nan=False)
-
+    check = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol, equal_nan=False)
     jax.tree.map(check, got, want)
 
 
@@ -76,14 +74,10 @@ def wide(case, batch, classes, dtype=np.float32):
 
 
 @functools.cache
-def plain(case_name):
-    case = next(c for c in CASES if c.name == case_name)
+def plain(name):
+    case = next(c for c in CASES if c.name == name)
     x, y = case.random(rng(), BATCH)
     return x, y, jax.jit(sweep(case))(x, y)
-
-
-def mesh():
-    return jax.make_mesh((DEVICES,), ("i",), axis_types=(AxisType.Auto,))
 
 
 def scanned(fn):
@@ -95,19 +89,18 @@ def branched(fn):
 
 
 def sharded(fn):
-    return jax.shard_map(fn, mesh=mesh(), in_specs=P("i"), out_specs=P("i"))
+    return jax.shard_map(fn, mesh=MESH, in_specs=P("i"), out_specs=P("i"))
 
 
 def remat(policy):
-    return functools.partial(jax.checkpoint, policy=policy)
+    return functools.partial(jax.checkpoint, policy=getattr(jax.checkpoint_policies, policy))
 
 
-POLICIES = jax.checkpoint_policies
 # Differentiated from outside, so that the transformation meets the derivative rules.
 TRANSFORMATIONS = {
     "vmap": jax.vmap,
-    "checkpoint, saving everything": remat(POLICIES.everything_saveable),
-    "checkpoint, saving nothing": remat(POLICIES.nothing_saveable),
+    "checkpoint, saving everything": remat("everything_saveable"),
+    "checkpoint, saving nothing": remat("nothing_saveable"),
     "scan": scanned,
     "map": lambda fn: lambda x, y: lax.map(lambda row: fn(*row), (x, y)),
     "cond": branched,
@@ -210,8 +203,7 @@ def test_modes_agree_with_each_other_and_with_differences(case):
         for i in argnums(case):
             a = (x, y)[i]
             v, w = rng().normal(size=(2, *a.shape))
-            for group in quick(functools.partial(derivatives, losses[i]))(a, v, w):
-                *modes, difference = group
+            for *modes, difference in quick(functools.partial(derivatives, losses[i]))(a, v, w):
                 assert np.isfinite(modes[0])
                 close(modes, [modes[0]] * len(modes), 1e-9, 1e-12)
                 close(difference, modes[0], 1e-5, 1e-6)
@@ -228,15 +220,15 @@ def test_an_empty_batch(case):
 @EVERY_FUNCTION
 def test_sharded_batch(case):
     x, y, want = plain(case.name)
-    rows = NamedSharding(mesh(), P("i"))
+    rows = NamedSharding(MESH, P("i"))
     close(jax.jit(sweep(case), in_shardings=rows)(x, y), want)
 
 
 @over([c for c in ONE_EACH if c.targets != "binary"])
 def test_sharded_classes(case):
-    x, y = wide(case, 3, 4 * DEVICES)
-    columns = NamedSharding(mesh(), P(None, "i"))
-    whole = NamedSharding(mesh(), P())
+    x, y = wide(case, 3, 32)
+    columns = NamedSharding(MESH, P(None, "i"))
+    whole = NamedSharding(MESH, P())
     target = whole if case.targets == "integer" else columns
     got = jax.jit(sweep(case), in_shardings=(columns, target))(x, y)
     close(got, jax.jit(sweep(case))(x, y))
