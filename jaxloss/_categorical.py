@@ -544,7 +544,12 @@ def _labels(name, x, labels, axis, ignore_index):
     if ignore_index is not None:
         valid |= labels == ignore_index
     allowed = f"[0, {n})" if ignore_index is None else f"[0, {n}) or {ignore_index}"
-    checkify.debug_check(jnp.all(valid), f"labels must be in {allowed}")
+    checkify.debug_check(
+        jnp.all(valid),
+        f"labels must be in {allowed}, but reach from {{low}} to {{high}}",
+        low=jnp.min(labels, initial=0),
+        high=jnp.max(labels, initial=0),
+    )
     return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
 
 
