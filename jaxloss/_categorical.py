@@ -246,7 +246,7 @@ def _probability_ce(p, y, live, *, axis):
 def _probabilities(p):
     """`p`, with what cannot be a probability made NaN in value and gradient."""
     slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * nan_unless((p >= 0) & (p <= 1 + slack), 1.0)
+    return p * nan_unless((p >= 0) & (p <= 1 + slack), jnp.ones_like(p))
 
 
 def categorical_cross_entropy_with_integer_labels(
@@ -306,7 +306,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     if live is not None:
         p = jnp.where(jnp.any(live, axis, keepdims=True), p, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
-    p = _probabilities(p) * nan_unless(valid, 1.0)
+    p = _probabilities(p) * nan_unless(valid, jnp.ones(valid.shape, p.dtype))
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)

@@ -53,9 +53,10 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
-def nan_unless(valid: Array, x: Array | float) -> Array:
-    """`x`, or NaN, also in what is multiplied by it; `jax_debug_nans` sees only the latter."""
-    return x + jnp.where(valid, 0.0, jnp.inf) * 0
+def nan_unless(valid: Array, x: Array) -> Array:
+    """`x` where valid, else NaN: as 0 / 0, so that `jax_debug_nans` sees no NaN before its time."""
+    one = valid.astype(x.dtype)
+    return jnp.where(valid, x, one / one)
 
 
 @jax.custom_jvp
@@ -115,9 +116,9 @@ def _times_rule(primals, tangents):
 
 @jax.custom_jvp
 def ratio(w: Array, p: Array) -> Array:
-    """`w / p` with `0 / 0 = 0`: the derivative of `w log p` where the term does not exist."""
+    """`w / p` with `0 / 0 = 0`: the derivative of `w log p`, NaN for a negative `p`."""
     missing = (w == 0) & (p == 0)
-    return jnp.where(missing, 0, w / jnp.where(missing, 1, p))
+    return nan_unless(~(p < 0), jnp.where(missing, 0, w / jnp.where(missing, 1, p)))
 
 
 @partial(ratio.defjvp, symbolic_zeros=True)

@@ -302,12 +302,12 @@ def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
     bump = _label_bump(x, labels, axis, 128.0) - 4096
     tail = _total(jnp.exp(jnp.minimum(x - top, bump)), axis)
     gap = jnp.maximum(top - x_label, 0)
-    # The barrier has this computed once, not in each of its users.
-    e_label = lax.optimization_barrier(jnp.exp(-gap))
+    e_label = jnp.exp(-gap)
     # log(tail + e_label), as log1p of what is left without a term that is one.
     rest = jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)
     # The only sound infinite tail is that of a class of +inf other than the label.
     sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
     valid = (labels == index.astype(labels.dtype)) & sound
     loss = nan_unless(valid, jnp.log1p(rest) + gap)
-    return _LabelRow(top, tail, e_label, loss)
+    # The barrier has these computed once, not in each of their users.
+    return _LabelRow(*lax.optimization_barrier((top, tail, e_label, loss)))

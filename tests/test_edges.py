@@ -166,3 +166,11 @@ def test_infinite_loss_of_weight_zero_has_no_gradient():
     jax.tree.map(np.testing.assert_allclose, got, jax.value_and_grad(f)(jnp.array([0.5, 0.5])))
     g = lambda p: Loss(jaxloss.categorical_cross_entropy)(p, jnp.eye(2)[:2], weights=w)
     assert np.isfinite(jax.grad(g)(jnp.array([[0.5, 0.5], [1.0, 0.0]]))).all()
+
+
+@pytest.mark.parametrize("p", [-0.5, 1.5])
+@pytest.mark.parametrize("z", [0.0, 1.0])
+def test_gradient_of_a_probability_out_of_the_domain_is_nan(p, z):
+    assert np.isnan(jax.grad(jaxloss.binary_cross_entropy)(p, z))
+    row = jnp.array([p, 0.5])
+    assert np.isnan(jax.grad(jaxloss.categorical_cross_entropy)(row, jnp.array([1.0, 0])))[0]
