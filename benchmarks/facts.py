@@ -79,7 +79,11 @@ def exactness() -> list[Row]:
         ),
         row("softmax loss of label -1 (an error)", SOFTMAX, lambda f: f(sure, one - 1)[0]),
         row("sigmoid gradient at logit 0, label 0 (0.5)", BINARY, slope(0.0, 0.0)),
-        row("sigmoid gradient at logit inf, label 1 (0)", BINARY, slope(float("inf"), 1.0)),
+        row(
+            "sigmoid loss at logit inf, label 1 (0)",
+            BINARY,
+            lambda f: f(jnp.array(jnp.inf), jnp.array(1.0)),
+        ),
         row("sigmoid 2nd derivative at logit 30 (9.358e-14)", BINARY, curvature),
     ]
 
