@@ -16,13 +16,14 @@ from jaxloss._binary import (
 from jaxloss._categorical import (
     categorical_cross_entropy,
     categorical_cross_entropy_with_integer_labels,
-    poly_loss_cross_entropy,
     safe_softmax_cross_entropy,
     smooth_labels,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
-    softmax_focal_loss,
 )
+
+# Categorical, with easy and hard examples weighed differently
+from jaxloss._focal import poly_loss_cross_entropy, softmax_focal_loss
 
 # Settings, weights, masks, reductions
 from jaxloss._loss import Loss

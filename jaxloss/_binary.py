@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
+from jaxloss import _checks, _inputs
 from jaxloss._numerics import (
     finite,
     largest,
@@ -69,7 +69,7 @@ def sigmoid_binary_cross_entropy(
     0.5
     """
     _checks.option("label_smoothing", label_smoothing, 0, 1)
-    x, z, where = _elementwise("logits", logits, "labels", labels, where)
+    x, z, where = _inputs.elementwise("logits", logits, "labels", labels, where)
     if pos_weight is not None:
         pos_weight = _checks.numeric("pos_weight", pos_weight, x.dtype)
         _checks.fits("pos_weight", pos_weight, "logits", x.shape)
@@ -81,12 +81,12 @@ def sigmoid_binary_cross_entropy(
 def _sigmoid_bce(x, z, smoothing, pos_weight, where):
     if pos_weight is not None:
         pos_weight = jnp.broadcast_to(pos_weight, x.shape)
-    x, z = _mask(where, x, z)
+    x, z = _inputs.mask(where, x, z)
     loss = _bce(x, z, pos_weight)
     if smoothing is not None:
         # The loss is linear in the label, and the label is (1 - s) z + s / 2.
         loss = (1 - smoothing) * loss + smoothing * _bce(x, jnp.full_like(x, 0.5), pos_weight)
-    return _masked(where, loss)
+    return _inputs.masked(where, loss)
 
 
 @jax.custom_jvp
@@ -160,14 +160,14 @@ def binary_cross_entropy(
     >>> print(jaxloss.binary_cross_entropy(jax.numpy.array([0.75, 1.0]), 1))
     [0.2876821 0.       ]
     """
-    p, z, where = _elementwise("probabilities", probabilities, "labels", labels, where)
+    p, z, where = _inputs.elementwise("probabilities", probabilities, "labels", labels, where)
     return _probability_bce(p, z, where)
 
 
 @one_program
 def _probability_bce(p, z, where):
-    p, z = _mask(where, p, z)
-    return _masked(where, 0 - (xlogy(z, p) + xlog1my(1 - z, p)))
+    p, z = _inputs.mask(where, p, z)
+    return _inputs.masked(where, 0 - (xlogy(z, p) + xlog1my(1 - z, p)))
 
 
 def sigmoid_focal_loss(
@@ -214,7 +214,7 @@ def sigmoid_focal_loss(
     [1.732868e-01 5.871571e-06]
     """
     _checks.option("gamma", gamma, 0, float("inf"))
-    x, z, where = _elementwise("logits", logits, "labels", labels, where)
+    x, z, where = _inputs.elementwise("logits", logits, "labels", labels, where)
     if alpha is not None:
         _checks.option("alpha", alpha, 0, 1)
         alpha = _checks.numeric("alpha", alpha, x.dtype)
@@ -226,14 +226,14 @@ def sigmoid_focal_loss(
 
 @one_program
 def _sigmoid_focal(x, z, alpha, gamma, where):
-    x, z = _mask(where, x, z)
+    x, z = _inputs.mask(where, x, z)
     f = finite(x)
     loss = _wrong_power(f, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(f, z, None)
     # The value at an infinite logit on the wrong side; its derivative is that of `f`.
     loss += jax.lax.stop_gradient(jnp.where(jnp.isinf(x) & (loss > 1), jnp.inf, 0))
     if alpha is not None:
         loss *= alpha * z + (1 - alpha) * (1 - z)
-    return _masked(where, loss)
+    return _inputs.masked(where, loss)
 
 
 # With a = 1 - z and b = z, the probability of the wrong class is
@@ -305,26 +305,3 @@ def _wrong_slope_rule(primals, tangents):
         return r * (up - down) * dz
 
     return r, tangent_sum(r, (dx, by_x), (dz, by_z))
-
-
-def _elementwise(x_name, x, z_name, z, where):
-    """Check and convert a prediction, its label and the mask; broadcast them together."""
-    x = _checks.predictions(x_name, x)
-    z = _checks.numeric(z_name, z, x.dtype)
-    shape = _checks.common_shape(x_name, x, z_name, z)
-    if where is not None:
-        where = _checks.boolean("where", where)
-        _checks.fits("where", where, x_name, shape)
-        where = jnp.broadcast_to(where, shape)
-    return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
-
-
-def _mask(where, *arrays):
-    """Masked entries become 1/2, inside every domain, before anything is computed of them."""
-    if where is None:
-        return arrays
-    return tuple(jnp.where(where, a, 0.5) for a in arrays)
-
-
-def _masked(where, loss):
-    return loss if where is None else jnp.where(where, loss, 0)

@@ -5,13 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
+from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, nan_unless, one_program, times, xlogy
-from jaxloss._softmax import complement, label_nll, log_complement, logsumexp, soft_nll, softmax
+from jaxloss._numerics import nan_unless, one_program, xlogy
+from jaxloss._softmax import (
+    along,
+    label_nll,
+    logsumexp,
+    soft_nll,
+)
 
 
 def softmax_cross_entropy(
@@ -57,14 +61,14 @@ def softmax_cross_entropy(
     >>> print(jaxloss.softmax_cross_entropy(logits, labels))
     2.0612e-09
     """
-    x, y, axis, live = _dense("logits", logits, labels, axis, where)
+    x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
     return _softmax_ce(x, y, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _softmax_ce(x, y, live, *, axis):
-    x, y = _exclude(live, x, -jnp.inf), _exclude(live, y, 0)
-    return _live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
+    x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
+    return _inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -142,8 +146,8 @@ def softmax_cross_entropy_with_integer_labels(
     """
     _checks.option("label_smoothing", label_smoothing, 0, 1)
     x = _checks.predictions("logits", logits)
-    x, axis, live = _rows("logits", x, axis, where)
-    labels = _labels("logits", x, labels, axis, ignore_index)
+    x, axis, live = _inputs.rows("logits", x, axis, where)
+    labels = _inputs.labels("logits", x, labels, axis, ignore_index)
     if class_weights is not None:
         class_weights = _checks.numeric("class_weights", class_weights, x.dtype)
         if class_weights.shape != (x.shape[axis],):
@@ -160,17 +164,15 @@ def softmax_cross_entropy_with_integer_labels(
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
-    x, labels, kept = _ignore(x, labels, axis, ignore_index)
-    x = _exclude(live, x, -jnp.inf)
+    x, labels, kept = _inputs.ignore(x, labels, axis, ignore_index)
+    x = _inputs.exclude(live, x, -jnp.inf)
     if live is not None:
         # A row without classes is dropped at the end; until then it must stay finite.
         x = jnp.where(jnp.any(live, axis, keepdims=True), x, 0)
     loss = label_nll(x, labels, axis)
     weights = None
     if class_weights is not None:
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        weights = class_weights.reshape(shape)
+        weights = class_weights.reshape(along(x, axis))
         index = jnp.clip(labels, 0, x.shape[axis] - 1)
         loss *= jnp.take(class_weights, index, mode="clip")
     if smoothing is not None:
@@ -179,15 +181,13 @@ def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, igno
     if z_loss is not None:
         loss += z_loss * logsumexp(x, axis) ** 2
     loss = loss if kept is None else jnp.where(kept, loss, 0)
-    return _live_rows(live, jnp.squeeze(loss, axis), axis)
+    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def _uniform(x, live, axis):
     """The uniform distribution over the live classes, broadcastable to `x`."""
     if live is None:
-        shape = [1] * x.ndim
-        shape[axis] = x.shape[axis]
-        return jnp.full(shape, 1 / max(x.shape[axis], 1), x.dtype)
+        return jnp.full(along(x, axis), 1 / max(x.shape[axis], 1), x.dtype)
     count = jnp.sum(live, axis, keepdims=True, dtype=x.dtype)
     return live.astype(x.dtype) / jnp.maximum(count, 1)
 
@@ -233,13 +233,13 @@ def categorical_cross_entropy(
     >>> print(jaxloss.categorical_cross_entropy(p, jax.numpy.array([1.0, 0.0, 0.0])))
     0.287682
     """
-    p, y, axis, live = _dense("probabilities", probabilities, labels, axis, where)
+    p, y, axis, live = _inputs.dense("probabilities", probabilities, "labels", labels, axis, where)
     return _probability_ce(p, y, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = _probabilities(_exclude(live, p, 1)), _exclude(live, y, 0)
+    p, y = _probabilities(_inputs.exclude(live, p, 1)), _inputs.exclude(live, y, 0)
     return 0 - jnp.sum(xlogy(y, p), axis)
 
 
@@ -257,7 +257,7 @@ def categorical_cross_entropy_with_integer_labels(
     *,
     ignore_index: int | None = None,
 ) -> Array:
-    r"""Cross-entropy of probabilities against integer labels, without a one-hot.
+    r"""Cross-entropy of probabilities against integer labels.
 
     With p the probabilities of one row and k its label, `loss = -log(p_k)`. Nothing is
     clipped or normalised.
@@ -294,15 +294,15 @@ def categorical_cross_entropy_with_integer_labels(
     [0.287682 0.693147]
     """
     p = _checks.predictions("probabilities", probabilities)
-    p, axis, live = _rows("probabilities", p, axis, where)
-    labels = _labels("probabilities", p, labels, axis, ignore_index)
+    p, axis, live = _inputs.rows("probabilities", p, axis, where)
+    labels = _inputs.labels("probabilities", p, labels, axis, ignore_index)
     return _probability_integer_ce(p, labels, live, axis=axis, ignore_index=ignore_index)
 
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
-    p, labels, kept = _ignore(p, labels, axis, ignore_index)
-    p = _exclude(live, p, 0)
+    p, labels, kept = _inputs.ignore(p, labels, axis, ignore_index)
+    p = _inputs.exclude(live, p, 0)
     if live is not None:
         p = jnp.where(jnp.any(live, axis, keepdims=True), p, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
@@ -311,139 +311,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
-    return _live_rows(live, jnp.squeeze(loss, axis), axis)
-
-
-def softmax_focal_loss(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    axis: Axis = -1,
-    where: ArrayLike | None = None,
-    *,
-    alpha: ArrayLike | None = None,
-    gamma: ArrayLike = 2.0,
-) -> Array:
-    r"""Focal loss of `softmax(logits)`: cross-entropy that plays down easy examples.
-
-    With x the logits, y the labels and p the softmax of one row:
-
-        loss = -sum_j alpha_j * y_j * (1 - p_j)**gamma * log(p_j)
-
-    Args:
-        logits: unnormalised log-probabilities, floating, classes along `axis`. A logit of
-            -inf excludes its class.
-        labels: non-negative weights of the classes, usually a distribution: bool, integer or
-            floating, of the shape of `logits` or of the same rank with axes of size 1.
-        axis: the class axis; a tuple of them, or None for all.
-        where: booleans, shaped like `logits` to exclude classes (what their labels say is
-            then ignored), or without the class axes to exclude rows.
-        alpha: weight of the loss, a scalar or one for each class.
-        gamma: exponent, at least 0; with 0 this is the (weighted) cross-entropy.
-
-    Returns:
-        The loss in nats, of the shape of `logits` without `axis`, in float32 (float64 for
-        float64 logits); 0 where `where` leaves no class.
-
-    Raises:
-        TypeError: logits are not floating point, or `where` is not boolean.
-        ValueError: shapes do not match, `gamma` is negative, or `axis` is not one of the
-            logits.
-
-    `1 - p` and its logarithm are exact where p is close to one, so every derivative is finite
-    for every gamma >= 0.
-
-    References:
-        Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002.
-
-    >>> import jax, jaxloss
-    >>> logits, labels = jax.numpy.array([20.0, 0.0]), jax.numpy.array([1.0, 0.0])
-    >>> print(jaxloss.softmax_focal_loss(logits, labels, gamma=1.0))
-    4.2483e-18
-    """
-    _checks.option("gamma", gamma, 0, float("inf"))
-    x, y, axis, live = _dense("logits", logits, labels, axis, where)
-    gamma = _checks.numeric("gamma", gamma, x.dtype)
-    _checks.fits("gamma", gamma, "a scalar", ())
-    if alpha is not None:
-        alpha = _checks.numeric("alpha", alpha, x.dtype)
-        if alpha.shape not in ((), (x.shape[axis],)):
-            raise ValueError(
-                f"alpha of shape {alpha.shape} is neither a scalar nor one weight for each of "
-                f"the {x.shape[axis]} classes of logits"
-            )
-    return _softmax_focal(x, y, live, alpha, gamma, axis=axis)
-
-
-@partial(one_program, static_argnames="axis")
-def _softmax_focal(x, y, live, alpha, gamma, *, axis):
-    x, y = _exclude(live, x, -jnp.inf), _exclude(live, y, 0)
-    if alpha is not None:
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        y *= alpha.reshape(shape) if alpha.ndim else alpha
-    easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
-    nll = softmax(x, axis).nll
-    loss = jnp.sum(y * easy * finite(nll), axis)
-    # The value with a label on an excluded class; its derivative is that of the sum.
-    excluded = jnp.any((y > 0) & jnp.isinf(nll), axis)
-    loss += jax.lax.stop_gradient(jnp.where(excluded, jnp.inf, 0))
-    return _live_rows(live, loss, axis)
-
-
-def poly_loss_cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    epsilon: ArrayLike = 2.0,
-    axis: Axis = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    r"""PolyLoss: cross-entropy of `softmax(logits)` with its first polynomial term changed.
-
-    With x the logits, y the labels and p the softmax of one row:
-
-        loss = sum_j y_j * (-log(p_j) + epsilon * (1 - p_j))
-
-    Args:
-        logits: unnormalised log-probabilities, floating, classes along `axis`. A logit of
-            -inf excludes its class.
-        labels: non-negative weights of the classes, usually a distribution: bool, integer or
-            floating, of the shape of `logits` or of the same rank with axes of size 1.
-        epsilon: coefficient of the first term; the paper suggests 2 for image
-            classification, -1 for detection.
-        axis: the class axis; a tuple of them, or None for all.
-        where: booleans, shaped like `logits` to exclude classes (what their labels say is
-            then ignored), or without the class axes to exclude rows.
-
-    Returns:
-        The loss in nats, of the shape of `logits` without `axis`, in float32 (float64 for
-        float64 logits); 0 where `where` leaves no class.
-
-    Raises:
-        TypeError: logits are not floating point, or `where` is not boolean.
-        ValueError: shapes do not match, or `axis` is not one of the logits.
-
-    `1 - p`, like the cross-entropy, is exact where p is close to one.
-
-    References:
-        Leng et al., PolyLoss, 2022, arXiv:2204.12511.
-
-    >>> import jax, jaxloss
-    >>> logits, labels = jax.numpy.array([20.0, 0.0]), jax.numpy.array([1.0, 0.0])
-    >>> print(jaxloss.poly_loss_cross_entropy(logits, labels))
-    6.1834e-09
-    """
-    x, y, axis, live = _dense("logits", logits, labels, axis, where)
-    epsilon = _checks.numeric("epsilon", epsilon, x.dtype)
-    _checks.fits("epsilon", epsilon, "a scalar", ())
-    return _poly(x, y, live, epsilon, axis=axis)
-
-
-@partial(one_program, static_argnames="axis")
-def _poly(x, y, live, epsilon, *, axis):
-    x, y = _exclude(live, x, -jnp.inf), _exclude(live, y, 0)
-    terms = epsilon * complement(x, axis) + softmax(x, axis).nll
-    return _live_rows(live, jnp.sum(times(y, terms), axis), axis)
+    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def smooth_labels(
@@ -493,77 +361,3 @@ def _smooth(y, alpha, where, *, axis):
     count = jnp.maximum(jnp.sum(live, axis, keepdims=True), 1)
     smoothed = (1 - alpha) * y + alpha / count
     return smoothed if where is None else jnp.where(where, smoothed, 0)
-
-
-def _rows(name, x, axis, where):
-    """Make the class axes one, and the mask one over classes."""
-    axes, shape = _checks.axes(axis, x.ndim), x.shape
-    if where is not None:
-        where = _checks.boolean("where", where)
-        if where.ndim == x.ndim - len(axes) and where.ndim:
-            _checks.fits("where", where, f"rows of {name}", _checks.without(shape, axes))
-            where = jnp.expand_dims(where, axes)
-        _checks.fits("where", where, name, shape)
-        where = jnp.broadcast_to(where, shape)
-    if len(axes) == 1:
-        return x, axes[0], where
-    where = None if where is None else _checks.classes_last(where, axes)
-    return _checks.classes_last(x, axes), len(shape) - len(axes), where
-
-
-def _dense(name, x, labels, axis, where):
-    """Check and convert predictions, labels over the same classes, and the mask."""
-    x = _checks.predictions(name, x)
-    y = _checks.numeric("labels", labels, x.dtype)
-    if y.ndim == x.ndim - 1 and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
-        raise ValueError(
-            f"labels of shape {y.shape} and {name} of shape {x.shape} differ in rank; integer "
-            f"class labels are for the function of this name ..._with_integer_labels"
-        )
-    shape = _checks.common_shape(name, x, "labels", y)
-    x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
-    axes = _checks.axes(axis, x.ndim)
-    x, axis, live = _rows(name, x, axes, where)
-    return x, y if len(axes) == 1 else _checks.classes_last(y, axes), axis, live
-
-
-def _labels(name, x, labels, axis, ignore_index):
-    """Check integer labels, and give them the class axis with size one."""
-    labels = _checks.integers(
-        "labels", labels, "one-hot or soft labels are for the function without integer labels"
-    )
-    rows = _checks.without(x.shape, (axis,))
-    if labels.ndim != len(rows):
-        raise ValueError(
-            f"labels of shape {labels.shape} do not match {name} of shape {x.shape} with classes "
-            f"along axis {axis}: expected labels of shape {rows}"
-        )
-    _checks.fits("labels", labels, f"rows of {name}", rows)
-    n = x.shape[axis]
-    valid = (labels >= 0) & (labels < n)
-    if ignore_index is not None:
-        valid |= labels == ignore_index
-    allowed = f"[0, {n})" if ignore_index is None else f"[0, {n}) or {ignore_index}"
-    checkify.debug_check(
-        jnp.all(valid),
-        f"labels must be in {allowed}, but reach from {{low}} to {{high}}",
-        low=jnp.min(labels, initial=0),
-        high=jnp.max(labels, initial=0),
-    )
-    return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
-
-
-def _ignore(x, labels, axis, ignore_index):
-    """Give rows with the ignored label harmless contents; also return which are kept."""
-    if ignore_index is None:
-        return x, labels, None
-    kept = labels != ignore_index
-    return jnp.where(kept, x, 0.5), jnp.where(kept, labels, 0), kept
-
-
-def _exclude(live, x, fill):
-    return x if live is None else jnp.where(live, x, fill)
-
-
-def _live_rows(live, loss, axis):
-    return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)

@@ -18,6 +18,11 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloss._numerics import finite, largest, nan_unless, tangent_sum
 
 
+def along(x: Array, axis: int) -> tuple[int, ...]:
+    """The shape of one value for each class, to broadcast to `x`."""
+    return tuple(n if a == axis else 1 for a, n in enumerate(x.shape))
+
+
 def _total(x: Array, axis: int) -> Array:
     return jnp.sum(x, axis, keepdims=True)
 
@@ -45,15 +50,21 @@ def _dominant(p: Array) -> Array:
     return p > 0.5
 
 
+def _relative(p: Array, v: Array, axis: int) -> Array:
+    """`v` less the dominant class's entry, if there is one; exactly zero there.
+
+    By a mask, so that the transpose, which reverse mode runs, is as exact as this.
+    """
+    dominant = _dominant(p)
+    return jnp.where(dominant, 0, v - _total(jnp.where(dominant, v, 0), axis))
+
+
 def _centred(p: Array, v: Array, axis: int) -> Array:
     """`v - sum(p * v)`, the tangent of the log-probabilities.
 
-    Both sides are taken relative to the dominant class's entry, if there is one, so that
-    what remains is weighted by the small probabilities only. The mask makes the transpose,
-    which reverse mode runs, as exact as this.
+    What remains relative to the dominant class is weighted by small probabilities only.
     """
-    dominant = _dominant(p)
-    u = jnp.where(dominant, 0, v - _total(jnp.where(dominant, v, 0), axis))
+    u = _relative(p, v, axis)
     return u - _total(p * u, axis)
 
 
@@ -124,11 +135,9 @@ def _log_complement_rule(axis, primals, tangents):
     p = softmax(x, axis).p
     dominant = _dominant(p)
     r = softmax(_without_dominant(x, axis), axis).p
-    u = jnp.where(dominant, 0, v - _total(jnp.where(dominant, v, 0), axis))
+    among_others = _total(r * _relative(p, v, axis), axis)
     small = jnp.where(dominant, 0, p)
-    tangent = jnp.where(
-        dominant, p * _total(r * u, axis), -small / (1 - small) * _centred(p, v, axis)
-    )
+    tangent = jnp.where(dominant, p * among_others, -small / (1 - small) * _centred(p, v, axis))
     return log_complement(x, axis), tangent
 
 
@@ -234,9 +243,8 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
 
 def _label_bump(x: Array, labels: Array, axis: int, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
-    shape = [1] * x.ndim
-    shape[axis] = x.shape[axis]
-    d = unit * lax.broadcasted_iota(x.dtype, shape, axis) - unit * labels.astype(x.dtype)
+    classes = lax.broadcasted_iota(x.dtype, along(x, axis), axis)
+    d = unit * classes - unit * labels.astype(x.dtype)
     return d * d
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxloss
 from tests.cases import CASES
-from tests.test_transforms import ONE_EACH, argnums, close, quick, rng, sweep, wide
+from tests.test_transforms import ONE_EACH, argnums, close, quick, rng, sweep
 
 CLASSES = 5
 ALL_OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.25, "ignore_index": -100}
@@ -18,10 +18,14 @@ TAKES_MASK = [c for c in CASES if "where" in inspect.signature(c.fn).parameters]
 ONE_MASKED_EACH = [c for c in ONE_EACH if c in TAKES_MASK]
 
 
-def functions(*targets, cases=TAKES_MASK):
-    """(case, function) for the kinds of targets, integer ones also with all of the options."""
-    rows = [pytest.param(c, c.fn, id=c.name) for c in cases if c.targets in targets]
-    if "integer" in targets:
+def kind(case):
+    return "elementwise" if case.elementwise else "integer" if case.integer else "dense"
+
+
+def functions(*kinds, cases=TAKES_MASK):
+    """(case, function) for kinds of cases; softmax with integer labels with all options, too."""
+    rows = [pytest.param(c, c.fn, id=c.name) for c in cases if kind(c) in kinds]
+    if "integer" in kinds:
         fn = jaxloss.softmax_cross_entropy_with_integer_labels
         case = next(c for c in CASES if c.fn is fn)
         rows.append(pytest.param(case, partial(fn, **ALL_OPTIONS), id="all options"))
@@ -61,11 +65,11 @@ def everything(case, fn):
     return run
 
 
-@functions("binary", "dense", "integer")
+@functions("elementwise", "dense", "integer")
 def test_masked_entries_change_nothing(case, fn):
     x, y = case.random(rng(), 4)
     mask = element_mask(x.shape)
-    if case.targets == "integer":
+    if case.integer:
         y = np.argmax(mask, 1)  # A class that is live.
     run = quick(everything(case, partial(fn, where=mask)))
     v = rng().normal(size=x.shape).astype(np.float32)
@@ -79,11 +83,11 @@ def test_masked_entries_change_nothing(case, fn):
     np.testing.assert_array_equal(losses[1], 0)
     for poison in (np.nan, np.inf, -np.inf):
         poisoned = np.where(mask, x, np.float32(poison))
-        targets = y if case.targets == "integer" else np.where(mask, y, np.float32(poison))
+        targets = y if case.integer else np.where(mask, y, np.float32(poison))
         jax.tree.map(np.testing.assert_array_equal, run(poisoned, targets, v), clean)
 
 
-@functions("binary", "dense", "integer")
+@functions("elementwise", "dense", "integer")
 def test_a_mask_of_ones_and_an_empty_one(case, fn):
     x, y = case.random(rng(), 4)
     run = quick(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
@@ -113,7 +117,7 @@ def test_masking_classes_is_removing_them(case, fn):
     x, y = case.random(rng(), 4)
     live = np.array([0, 2, 4])
     mask = np.isin(np.arange(CLASSES), live)[None]
-    y, few = (live[y % 3], y % 3) if case.targets == "integer" else (y, y[:, live])
+    y, few = (live[y % 3], y % 3) if case.integer else (y, y[:, live])
     smaller = partial(fn, classes=live) if fn is weighted else fn
     losses, gradients = quick(sweep(case, partial(fn, where=mask)))(x, y)
     want = quick(sweep(case, smaller))(x[:, live], few)
@@ -127,9 +131,9 @@ def test_a_logit_of_minus_infinity_is_a_class_removed(case, fn):
     x, y = case.random(rng(), 4)
     live = np.array([0, 2, 4])
     excluded = ~np.isin(np.arange(CLASSES), live)
-    y, few = (live[y % 3], y % 3) if case.targets == "integer" else (y, y[:, live])
+    y, few = (live[y % 3], y % 3) if case.integer else (y, y[:, live])
     x[:, excluded] = -np.inf
-    if case.targets == "dense":
+    if not case.integer:
         y[:, excluded] = 0
 
     def total(x, y):
@@ -178,7 +182,7 @@ def test_axes(case, fn, axis):
         return a.transpose(order).reshape(shape)
 
     given, y = dense, last(dense)
-    if case.targets == "integer":
+    if case.integer:
         given = y = np.argmax(last(mask), -1)  # A class that is live.
     losses, gradients = quick(sweep(case, partial(fn, axis=axis, where=mask)))(x, given)
     assert np.all(np.isfinite(losses))
@@ -188,7 +192,7 @@ def test_axes(case, fn, axis):
 
 
 @pytest.mark.parametrize("index", [-100, 2, 255])
-@functions("integer")
+@functions("integer", cases=[c for c in TAKES_MASK if "ignore" in str(inspect.signature(c.fn))])
 def test_ignored_rows(case, fn, index):
     x, y = case.random(rng(), 4)
     kept = np.array([True, False, True, False])
@@ -207,9 +211,9 @@ def test_ignored_rows(case, fn, index):
     np.testing.assert_array_equal(quick(fn)(x_bad, y.astype(small)), quick(fn)(x_bad, y))
 
 
-@functions("binary", "dense", cases=ONE_MASKED_EACH)
+@functions("elementwise", "dense", cases=ONE_MASKED_EACH)
 def test_size_one_labels_and_masks(case, fn):
-    x, full = wide(case, 4, CLASSES)
+    x, full = case.random(rng(), 4, size=CLASSES)
     row, column = np.array([[True, False, True, True, True]]), np.array([[True], [False]] * 2)
     reference = quick(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
     for y, where in ((full[:1], column), (full[:, :1], row), (full[0, 0], np.array(True))):

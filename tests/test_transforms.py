@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.cases import CASES
 
 # One case a function is enough where its settings, which are operands, make no difference.
-ONE_EACH = list({getattr(c.fn, "func", c.fn): c for c in reversed(CASES)}.values())
+ONE_EACH = list({c.function: c for c in reversed(CASES)}.values())
 
 
 def over(cases):
@@ -40,7 +40,7 @@ def close(got, want, rtol=1e-5, atol=1e-6):
 
 def argnums(case):
     """What a loss can be differentiated by: predictions, and targets unless integers."""
-    return (0,) if case.targets == "integer" else (0, 1)
+    return (0,) if case.integer else (0, 1)
 
 
 def sweep(case, fn=None):
@@ -56,21 +56,6 @@ def sweep(case, fn=None):
         return losses, grads
 
     return run
-
-
-def wide(case, batch, classes, dtype=np.float32):
-    """A batch with any number of classes, or of that many elements a row."""
-    if case.targets == "binary":
-        return case.random(rng(), batch, classes, dtype=dtype)
-    x, y = (
-        np.reshape(a, (batch, -1))[:, :classes]
-        for a in case.random(rng(), batch, -(-classes // 5), dtype=dtype)
-    )
-    if case.predictions == "probabilities":
-        x = x / x.sum(-1, keepdims=True)
-    if case.targets == "dense":
-        return x, y / y.sum(-1, keepdims=True)
-    return x, rng().integers(0, classes, batch).astype(np.int32)
 
 
 @functools.cache
@@ -130,7 +115,7 @@ def test_differentiated_inside(case):
 def test_vmap_over_one_argument(case):
     x, y, _ = plain(case.name)
     close(jax.vmap(case.fn, (0, None))(x, y[0]), case.fn(x, np.repeat(y[:1], BATCH, 0)))
-    if case.targets != "integer":
+    if not case.integer:
         close(jax.vmap(case.fn, (None, 0))(x[0], y), case.fn(np.repeat(x[:1], BATCH, 0), y))
 
 
@@ -224,23 +209,25 @@ def test_sharded_batch(case):
     close(jax.jit(sweep(case), in_shardings=rows)(x, y), want)
 
 
-@over([c for c in ONE_EACH if c.targets != "binary"])
+@over([c for c in ONE_EACH if not c.elementwise and c.sizes])
 def test_sharded_classes(case):
-    x, y = wide(case, 3, 32)
+    x, y = case.random(rng(), 3, size=32)
     columns = NamedSharding(MESH, P(None, "i"))
     whole = NamedSharding(MESH, P())
-    target = whole if case.targets == "integer" else columns
+    target = whole if case.integer else columns
     got = jax.jit(sweep(case), in_shardings=(columns, target))(x, y)
     close(got, jax.jit(sweep(case))(x, y))
 
 
-@EVERY
+@over([c for c in CASES if c.sizes])
 @pytest.mark.parametrize("classes", [1, 7, 129, 1000])
 def test_sizes_against_the_formula_in_float64(case, classes):
-    x, y = wide(case, 13, classes)
+    if classes not in case.sizes:
+        pytest.skip("more than a row of this loss can have")
+    x, y = case.random(rng(), 13, size=classes)
     got = jax.jit(sweep(case))(x, y)
     with jax.enable_x64(True):
-        x, y = np.asarray(x, np.float64), y if case.targets == "integer" else np.float64(y)
+        x, y = np.asarray(x, np.float64), y if case.integer else np.float64(y)
         naive = jax.vmap(case.naive)
         # With one class some of the formulas are 0 * inf where the derivative is zero.
         want = jax.tree.map(np.nan_to_num, quick(sweep(case, naive))(x, y))

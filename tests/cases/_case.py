@@ -1,9 +1,10 @@
 """What a row of the case table says, and the exact arithmetic it is written in.
 
-The exact formulas are written in mpmath as lists of terms. Their sum is the reference; the
-sum of their absolute values is the condition scale on which errors are counted in ulps. A
-term with `exp(a - b)` in it also carries `amplify(a - b)`: rounding that difference is
-amplified by the exponential, whatever is done afterwards.
+The exact formula is written in mpmath as a list of terms. Their sum is the reference; the sum
+of their absolute values is the condition scale on which errors are counted in ulps. A term
+with `exp(a - b)` in it also carries `amplify(a - b)`: rounding that difference is amplified
+by the exponential, whatever is done afterwards. A row that states no terms for a derivative
+has each term of its value differentiated.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +18,29 @@ mp.dps = 50
 
 Row = list[mpf]
 Terms = Sequence[mpf]
+Rng = np.random.Generator
 
 
-@dataclass(frozen=True)
+def _distribution(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
+    x = 0.05 + rng.uniform(size=shape)
+    return x / x.sum(-1, keepdims=True)
+
+
+# What predictions and targets may be, and a well-behaved sample of it. The "logits" are real
+# numbers of which -inf excludes a class; "integer" targets are labels of the entries of a row.
+SAMPLES: dict[str, Callable[[Rng, tuple[int, ...]], np.ndarray]] = {
+    "logits": lambda rng, shape: rng.normal(size=shape) * 2,
+    "real": lambda rng, shape: rng.normal(size=shape) * 2,
+    "positive": lambda rng, shape: np.exp(rng.normal(size=shape)),
+    "probability": lambda rng, shape: 1 / (1 + np.exp(-2 * rng.normal(size=shape))),
+    "sign": lambda rng, shape: rng.choice([-1.0, 1.0], size=shape),
+    "bit": lambda rng, shape: rng.choice([0.0, 1.0], size=shape),
+    "distribution": _distribution,
+    "log distribution": lambda rng, shape: np.log(_distribution(rng, shape)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     name: str
     # The loss: (predictions, targets) -> one value for each example.
@@ -28,15 +49,19 @@ class Case:
     naive: Callable[..., Any]
     # Exact terms of one example: its predictions and its target as lists of mpf (or an int).
     value: Callable[[Row, Any], Terms]
-    gradient: Callable[[Row, Any, int], Terms]
-    hessian: Callable[[Row, Any, int, int], Terms]
-    # By a target; None for integers.
-    target_gradient: Callable[[Row, Any, int], Terms] | None
-    # "logits" or "probabilities", and "binary", "dense" or "integer".
+    # Of what `SAMPLES` names; targets may also be "integer".
     predictions: str
     targets: str
-    # Examples at which to be exact: (predictions, target), predictions of shape [] or [C].
+    # Examples at which to be exact: (predictions, target), predictions of shape [] or [n].
     points: Sequence[tuple[np.ndarray, Any]]
+    # Entries in the row that is one example, None for an elementwise loss; and the sizes, other
+    # than that, on which it is tried.
+    size: int | None = 5
+    sizes: Sequence[int] = (1, 7, 129, 1000, 32000)
+    # Derivatives by predictions, twice, and by targets; None to have `value` differentiated.
+    gradient: Callable[[Row, Any, int], Terms] | None = None
+    hessian: Callable[[Row, Any, int, int], Terms] | None = None
+    target_gradient: Callable[[Row, Any, int], Terms] | None = None
     ulps: float = 8
     # The function in optax of which this is a drop-in replacement, if optax is right.
     optax: Callable[..., Any] | None = None
@@ -44,18 +69,49 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
-    def random(self, rng: np.random.Generator, *batch: int, dtype: Any = np.float32):
-        """A well-behaved batch: predictions and targets."""
-        classes = () if self.targets == "binary" else (5,)
-        x = rng.normal(size=(*batch, *classes)) * 2
-        if self.predictions == "probabilities":
-            x = 1 / (1 + np.exp(-x))
-            x = x if self.targets == "binary" else x / x.sum(-1, keepdims=True)
-        if self.targets == "integer":
-            return x.astype(dtype), rng.integers(0, 5, batch).astype(np.int32)
-        y = rng.uniform(size=(*batch, *classes))
-        y = y if self.targets == "binary" else y / y.sum(-1, keepdims=True)
-        return x.astype(dtype), y.astype(dtype)
+    @property
+    def function(self) -> str:
+        """The public name; a row's own name also has its settings, in brackets."""
+        return self.name.split("(")[0]
+
+    @property
+    def elementwise(self) -> bool:
+        return self.size is None
+
+    @property
+    def integer(self) -> bool:
+        return self.targets == "integer"
+
+    def random(self, rng: Rng, *batch: int, size: int | None = None, dtype: Any = np.float32):
+        """A well-behaved batch: predictions and targets, a row of `size` entries."""
+        size = size or self.size
+        row = () if size is None else (size,)
+        x = SAMPLES[self.predictions](rng, (*batch, *row)).astype(dtype)
+        if self.integer:
+            return x, rng.integers(0, self.classes(*row), batch).astype(np.int32)
+        return x, SAMPLES[self.targets](rng, (*batch, *row)).astype(dtype)
+
+    def classes(self, size: int) -> int:
+        """How many integer labels there are for a row of this size."""
+        return size if self.sizes else 5
+
+    def terms(self, quantity: str, x: Row, y: Any, *index: int) -> Terms:
+        """The exact terms of "value", "gradient", "hessian" or "target_gradient"."""
+        stated = getattr(self, quantity)
+        if stated is not None:
+            return stated(x, y, *index)
+        if quantity == "target_gradient":
+            return _differentiated(lambda v: self.value(x, v), y, *index)
+        return _differentiated(lambda v: self.value(v, y), x, *index)
+
+
+def _differentiated(terms: Callable[[Row], Terms], at: Row, *index: int) -> Terms:
+    order = tuple(index.count(i) for i in range(len(at)))
+
+    def term(k):
+        return mp.diff(lambda *v: terms(list(v))[k], tuple(at), order)
+
+    return [term(k) for k in range(len(terms(at)))]
 
 
 def softplus(x: mpf) -> mpf:

@@ -53,16 +53,17 @@ def _sigmoid_case(name, w=1.0, s=0.0, optax_fn=None, **options) -> Case:
         return naive_sigmoid(x, z) + (w - 1) * z * jnp.log1p(jnp.exp(-x))
 
     return Case(
-        name,
-        partial(jaxloss.sigmoid_binary_cross_entropy, **options),
-        naive_sigmoid if not options else naive,
-        value,
-        gradient,
-        hessian,
-        target_gradient,
-        "logits",
-        "binary",
-        LOGIT_POINTS,
+        name=name,
+        fn=partial(jaxloss.sigmoid_binary_cross_entropy, **options),
+        naive=naive_sigmoid if not options else naive,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        target_gradient=target_gradient,
+        predictions="logits",
+        targets="probability",
+        points=LOGIT_POINTS,
+        size=None,
         optax=optax_fn,
     )
 
@@ -139,16 +140,17 @@ def _focal_case(name, power=2.0, balance=None, optax_fn=None, **options) -> Case
         return a * q**power * naive_sigmoid(x, z)
 
     return Case(
-        name,
-        partial(jaxloss.sigmoid_focal_loss, **options),
-        naive,
-        value,
-        gradient,
-        hessian,
-        target_gradient,
-        "logits",
-        "binary",
-        LOGIT_POINTS,
+        name=name,
+        fn=partial(jaxloss.sigmoid_focal_loss, **options),
+        naive=naive,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        target_gradient=target_gradient,
+        predictions="logits",
+        targets="probability",
+        points=LOGIT_POINTS,
+        size=None,
         optax=optax_fn,
     )
 
@@ -181,9 +183,9 @@ CASES = [
     _focal_case("sigmoid_focal_loss(gamma=0.5)", 0.5, gamma=0.5),
     _focal_case("sigmoid_focal_loss(gamma=5, alpha=0.25)", 5.0, 0.25, gamma=5.0, alpha=0.25),
     Case(
-        "binary_cross_entropy",
-        jaxloss.binary_cross_entropy,
-        lambda p, z: -(z * jnp.log(p) + (1 - z) * jnp.log(1 - p)),
+        name="binary_cross_entropy",
+        fn=jaxloss.binary_cross_entropy,
+        naive=lambda p, z: -(z * jnp.log(p) + (1 - z) * jnp.log(1 - p)),
         value=lambda p, z: [_term(-z[0], _log(p[0])), _term(-(1 - z[0]), _log(1 - p[0]))],
         gradient=lambda p, z, _: [
             _term(-z[0], _inverse(p[0])),
@@ -194,8 +196,9 @@ CASES = [
             _term(1 - z[0], _inverse(1 - p[0]) ** 2),
         ],
         target_gradient=lambda p, z, _: [-_log(p[0]), _log(1 - p[0])],
-        predictions="probabilities",
-        targets="binary",
+        predictions="probability",
+        targets="probability",
         points=PROBABILITY_POINTS,
+        size=None,
     ),
 ]

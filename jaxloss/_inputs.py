@@ -1,0 +1,108 @@
+"""What surrounds a formula: converting, checking and masking its inputs, masking its result.
+
+An elementwise loss has a value for each entry, the others one for each row of classes, or of
+other entries along an axis. What is masked is replaced before anything is computed of it, so
+that no derivative can see it, and the results after.
+"""
+
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from jaxloss import _checks
+
+
+def elementwise(x_name, x, z_name, z, where):
+    """Check and convert a prediction, its label and the mask; broadcast them together."""
+    x = _checks.predictions(x_name, x)
+    z = _checks.numeric(z_name, z, x.dtype)
+    shape = _checks.common_shape(x_name, x, z_name, z)
+    if where is not None:
+        where = _checks.boolean("where", where)
+        _checks.fits("where", where, x_name, shape)
+        where = jnp.broadcast_to(where, shape)
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
+
+
+def mask(where, *arrays):
+    """Masked entries become 1/2, inside every domain, before anything is computed of them."""
+    if where is None:
+        return arrays
+    return tuple(jnp.where(where, a, 0.5) for a in arrays)
+
+
+def masked(where, loss):
+    return loss if where is None else jnp.where(where, loss, 0)
+
+
+def rows(name, x, axis, where):
+    """Make the class axes one, and the mask one over classes."""
+    axes, shape = _checks.axes(axis, x.ndim), x.shape
+    if where is not None:
+        where = _checks.boolean("where", where)
+        if where.ndim == x.ndim - len(axes) and where.ndim:
+            _checks.fits("where", where, f"rows of {name}", _checks.without(shape, axes))
+            where = jnp.expand_dims(where, axes)
+        _checks.fits("where", where, name, shape)
+        where = jnp.broadcast_to(where, shape)
+    if len(axes) == 1:
+        return x, axes[0], where
+    where = None if where is None else _checks.classes_last(where, axes)
+    return _checks.classes_last(x, axes), len(shape) - len(axes), where
+
+
+def dense(x_name, x, y_name, y, axis, where):
+    """Check and convert predictions, targets over the same rows, and the mask."""
+    x = _checks.predictions(x_name, x)
+    y = _checks.numeric(y_name, given := y, x.dtype)
+    if y.ndim == x.ndim - 1 and jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer):
+        raise ValueError(
+            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
+            f"class labels are for the function of this name ..._with_integer_labels"
+        )
+    shape = _checks.common_shape(x_name, x, y_name, y)
+    x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
+    axes = _checks.axes(axis, x.ndim)
+    x, axis, live = rows(x_name, x, axes, where)
+    return x, y if len(axes) == 1 else _checks.classes_last(y, axes), axis, live
+
+
+def labels(name, x, labels, axis, ignore_index):
+    """Check integer labels, and give them the class axis with size one."""
+    labels = _checks.integers(
+        "labels", labels, "one-hot or soft labels are for the function without integer labels"
+    )
+    rows = _checks.without(x.shape, (axis,))
+    if labels.ndim != len(rows):
+        raise ValueError(
+            f"labels of shape {labels.shape} do not match {name} of shape {x.shape} with classes "
+            f"along axis {axis}: expected labels of shape {rows}"
+        )
+    _checks.fits("labels", labels, f"rows of {name}", rows)
+    n = x.shape[axis]
+    valid = (labels >= 0) & (labels < n)
+    if ignore_index is not None:
+        valid |= labels == ignore_index
+    allowed = f"[0, {n})" if ignore_index is None else f"[0, {n}) or {ignore_index}"
+    checkify.debug_check(
+        jnp.all(valid),
+        f"labels must be in {allowed}, but reach from {{low}} to {{high}}",
+        low=jnp.min(labels, initial=0),
+        high=jnp.max(labels, initial=0),
+    )
+    return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
+
+
+def ignore(x, labels, axis, ignore_index):
+    """Give rows with the ignored label harmless contents; also return which are kept."""
+    if ignore_index is None:
+        return x, labels, None
+    kept = labels != ignore_index
+    return jnp.where(kept, x, 0.5), jnp.where(kept, labels, 0), kept
+
+
+def exclude(live, x, fill):
+    return x if live is None else jnp.where(live, x, fill)
+
+
+def live_rows(live, loss, axis):
+    return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)
