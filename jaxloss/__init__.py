@@ -22,20 +22,94 @@ from jaxloss._categorical import (
     softmax_cross_entropy_with_integer_labels,
 )
 
+# Regression of directions
+from jaxloss._cosine import (
+    cosine_distance,
+    cosine_similarity,
+)
+
+# Divergence
+from jaxloss._divergence import (
+    convex_kl_divergence,
+    distillation_loss,
+    generalized_kl_divergence,
+    js_divergence,
+    kl_divergence,
+    kl_divergence_with_log_targets,
+)
+
+# Fenchel-Young
+from jaxloss._fenchel_young import (
+    make_fenchel_young_loss,
+    multiclass_sparsemax_loss,
+    sparsemax_loss,
+)
+
 # Categorical, with easy and hard examples weighed differently
 from jaxloss._focal import poly_loss_cross_entropy, softmax_focal_loss
 
+# Regression with a predicted distribution
+from jaxloss._likelihood import (
+    gaussian_nll,
+    poisson_nll,
+)
+
 # Settings, weights, masks, reductions
 from jaxloss._loss import Loss
+
+# Margin
+from jaxloss._margin import (
+    categorical_hinge_loss,
+    hinge_loss,
+    multiclass_hinge_loss,
+    multiclass_perceptron_loss,
+    perceptron_loss,
+    squared_hinge_loss,
+)
+
+# Regression
+from jaxloss._regression import (
+    absolute_error,
+    absolute_percentage_error,
+    huber_loss,
+    l2_loss,
+    log_cosh,
+    quantile_loss,
+    squared_error,
+    squared_log_error,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "absolute_error",
+    "absolute_percentage_error",
     "binary_cross_entropy",
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
+    "categorical_hinge_loss",
+    "convex_kl_divergence",
+    "cosine_distance",
+    "cosine_similarity",
+    "distillation_loss",
+    "gaussian_nll",
+    "generalized_kl_divergence",
+    "hinge_loss",
+    "huber_loss",
+    "js_divergence",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
+    "l2_loss",
+    "log_cosh",
+    "make_fenchel_young_loss",
+    "multiclass_hinge_loss",
+    "multiclass_perceptron_loss",
+    "multiclass_sparsemax_loss",
+    "perceptron_loss",
+    "poisson_nll",
     "poly_loss_cross_entropy",
+    "quantile_loss",
     "safe_softmax_cross_entropy",
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",
@@ -43,4 +117,8 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
     "softmax_focal_loss",
+    "sparsemax_loss",
+    "squared_error",
+    "squared_hinge_loss",
+    "squared_log_error",
 ]

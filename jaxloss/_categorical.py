@@ -145,9 +145,7 @@ def softmax_cross_entropy_with_integer_labels(
     [4.076e-01 4.1223e-09]
     """
     _checks.option("label_smoothing", label_smoothing, 0, 1)
-    x = _checks.predictions("logits", logits)
-    x, axis, live = _inputs.rows("logits", x, axis, where)
-    labels = _inputs.labels("logits", x, labels, axis, ignore_index)
+    x, labels, axis, live = _inputs.labelled("logits", logits, labels, axis, where, ignore_index)
     if class_weights is not None:
         class_weights = _checks.numeric("class_weights", class_weights, x.dtype)
         if class_weights.shape != (x.shape[axis],):
@@ -165,10 +163,7 @@ def softmax_cross_entropy_with_integer_labels(
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
     x, labels, kept = _inputs.ignore(x, labels, axis, ignore_index)
-    x = _inputs.exclude(live, x, -jnp.inf)
-    if live is not None:
-        # A row without classes is dropped at the end; until then it must stay finite.
-        x = jnp.where(jnp.any(live, axis, keepdims=True), x, 0)
+    x = _inputs.live_classes(live, x, axis, -jnp.inf, 0)
     loss = label_nll(x, labels, axis)
     weights = None
     if class_weights is not None:
@@ -293,18 +288,16 @@ def categorical_cross_entropy_with_integer_labels(
     >>> print(jaxloss.categorical_cross_entropy_with_integer_labels(p, labels))
     [0.287682 0.693147]
     """
-    p = _checks.predictions("probabilities", probabilities)
-    p, axis, live = _inputs.rows("probabilities", p, axis, where)
-    labels = _inputs.labels("probabilities", p, labels, axis, ignore_index)
+    p, labels, axis, live = _inputs.labelled(
+        "probabilities", probabilities, labels, axis, where, ignore_index
+    )
     return _probability_integer_ce(p, labels, live, axis=axis, ignore_index=ignore_index)
 
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = _inputs.ignore(p, labels, axis, ignore_index)
-    p = _inputs.exclude(live, p, 0)
-    if live is not None:
-        p = jnp.where(jnp.any(live, axis, keepdims=True), p, 1)
+    p = _inputs.live_classes(live, p, axis, 0, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
     p = _probabilities(p) * nan_unless(valid, jnp.ones(valid.shape, p.dtype))
     # The row's own term only; the others are there to carry a NaN.

@@ -107,6 +107,13 @@ def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
     return x.transpose(order).reshape(*batch, math.prod(x.shape[a] for a in axis))
 
 
+def setting(name: str, value: ArrayLike, to_name: str, like: Array) -> Array:
+    """A numeric setting of each entry, of the shape and dtype of `like`."""
+    x = numeric(name, value, like.dtype)
+    fits(name, x, to_name, like.shape)
+    return jnp.broadcast_to(x, like.shape)
+
+
 def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]) -> Array | None:
     """A numeric setting as an operand; None, which costs nothing, if it is plainly zero."""
     if isinstance(value, (int, float)) and value == 0:

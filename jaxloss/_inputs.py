@@ -6,9 +6,11 @@ that no derivative can see it, and the results after.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import checkify
 
 from jaxloss import _checks
+from jaxloss._numerics import nan_unless
 
 
 def elementwise(x_name, x, z_name, z, where):
@@ -28,6 +30,12 @@ def mask(where, *arrays):
     if where is None:
         return arrays
     return tuple(jnp.where(where, a, 0.5) for a in arrays)
+
+
+def error(p, t, where):
+    """Prediction less target, 0 where masked."""
+    p, t = mask(where, p, t)
+    return p - t
 
 
 def masked(where, loss):
@@ -54,7 +62,8 @@ def dense(x_name, x, y_name, y, axis, where):
     """Check and convert predictions, targets over the same rows, and the mask."""
     x = _checks.predictions(x_name, x)
     y = _checks.numeric(y_name, given := y, x.dtype)
-    if y.ndim == x.ndim - 1 and jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer):
+    integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
+    if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
             f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
             f"class labels are for the function of this name ..._with_integer_labels"
@@ -92,6 +101,23 @@ def labels(name, x, labels, axis, ignore_index):
     return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
 
 
+def labelled(name, x, y, axis, where, ignore_index=None):
+    """Check and convert rows of predictions, their integer labels, and the mask."""
+    x, axis, live = rows(name, _checks.predictions(name, x), axis, where)
+    return x, labels(name, x, y, axis, ignore_index), axis, live
+
+
+def label_mask(x, labels, axis):
+    """Where the label is; and 1 for a row, or NaN if it holds one or its label is bad.
+
+    The factor is for the predictions, so that all of their gradient is NaN, and for the
+    result, because some of XLA's CPU reductions drop a NaN.
+    """
+    is_label = lax.broadcasted_iota(labels.dtype, x.shape, axis) == labels
+    valid = jnp.any(is_label, axis, keepdims=True) & ~jnp.any(jnp.isnan(x), axis, keepdims=True)
+    return is_label, nan_unless(valid, jnp.ones(valid.shape, x.dtype))
+
+
 def ignore(x, labels, axis, ignore_index):
     """Give rows with the ignored label harmless contents; also return which are kept."""
     if ignore_index is None:
@@ -102,6 +128,16 @@ def ignore(x, labels, axis, ignore_index):
 
 def exclude(live, x, fill):
     return x if live is None else jnp.where(live, x, fill)
+
+
+def live_classes(live, x, axis, fill, empty):
+    """Replace what is excluded by `fill`; a row without classes is all `empty`.
+
+    Such a row is dropped at the end (`live_rows`); until then it must stay finite.
+    """
+    if live is None:
+        return x
+    return jnp.where(jnp.any(live, axis, keepdims=True), jnp.where(live, x, fill), empty)
 
 
 def live_rows(live, loss, axis):

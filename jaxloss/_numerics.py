@@ -85,6 +85,43 @@ def _softplus_rule(primals, tangents):
 
 
 @jax.custom_jvp
+def relu(x: Array) -> Array:
+    """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
+    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
+    return jnp.maximum(x, 0) + 0 / (1 + jnp.abs(x))
+
+
+@relu.defjvp
+def _relu_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return relu(x), (0.5 + 0.5 * jnp.sign(x)) * dx
+
+
+@jax.custom_jvp
+def absolute(x: Array) -> Array:
+    """`|x|`, with derivative 0 at zero."""
+    return jnp.abs(x)
+
+
+@absolute.defjvp
+def _absolute_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return absolute(x), jnp.sign(x) * dx
+
+
+@jax.custom_jvp
+def tanh(x: Array) -> Array:
+    return jnp.tanh(x)
+
+
+@tanh.defjvp
+def _tanh_rule(primals, tangents):
+    # 1 - tanh(x)**2 is zero once tanh(x) rounds to one.
+    (x,), (dx,) = primals, tangents
+    return tanh(x), 4 * sigmoid(2 * x) * sigmoid(-2 * x) * dx
+
+
+@jax.custom_jvp
 def finite(x: Array) -> Array:
     """`x`, with infinities replaced by a huge number; its derivative is one there too.
 

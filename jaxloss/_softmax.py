@@ -68,6 +68,12 @@ def _centred(p: Array, v: Array, axis: int) -> Array:
     return u - _total(p * u, axis)
 
 
+def _residual(p: Array, w: Array, axis: int) -> Array:
+    """`p * sum(w) - w`, minus the transpose of `_centred`; it sums to zero."""
+    others = jnp.where(_dominant(p), 0, p * _total(w, axis) - w)
+    return jnp.where(_dominant(p), -_total(others, axis), others)
+
+
 class Softmax(NamedTuple):
     p: Array
     nll: Array  # -log p
@@ -236,7 +242,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     d_gradient = tangent_sum(
         gradient,
         (v, lambda: _total(y, axis) * all_of.p * _centred(all_of.p, v, axis)),
-        (dy, lambda: _soft_gradient(x, dy, _soft_row(x, y, axis), axis)),
+        (dy, lambda: _residual(all_of.p, dy, axis)),
     )
     return (loss, gradient), (d_loss, d_gradient)
 

@@ -108,10 +108,12 @@ class Case:
 def _differentiated(terms: Callable[[Row], Terms], at: Row, *index: int) -> Terms:
     order = tuple(index.count(i) for i in range(len(at)))
 
-    def term(k):
-        return mp.diff(lambda *v: terms(list(v))[k], tuple(at), order)
+    def term(k, value):
+        slope = mp.diff(lambda *v: terms(list(v))[k], tuple(at), order)
+        noise = mpf("1e-40") * max(1, abs(value))
+        return slope if abs(slope) > noise else mpf(0)
 
-    return [term(k) for k in range(len(terms(at)))]
+    return [term(k, value) for k, value in enumerate(terms(at))]
 
 
 def softplus(x: mpf) -> mpf:

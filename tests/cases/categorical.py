@@ -47,7 +47,7 @@ PROBABILITIES = [
 ]
 
 
-def _softmax(x):
+def softmax_parts(x):
     """gap = max - x, p, 1 - p and -log p of every class, without cancellation."""
     top = max(x)
     e = [mp.exp(v - top) for v in x]
@@ -66,7 +66,7 @@ def _spread(terms, by):
 
 
 def _ce_value(x, y):
-    _, _, _, nll = _softmax(x)
+    _, _, _, nll = softmax_parts(x)
     return _spread([a * b for a, b in zip(y, nll, strict=True)], _conditioned(x))
 
 
@@ -75,20 +75,20 @@ def _conditioned(x):
 
     A class far behind contributes exp(-gap) * gap, which is less than one.
     """
-    gap, p, _, _ = _softmax(x)
+    gap, p, _, _ = softmax_parts(x)
     tail = sum((b for a, b in zip(gap, p, strict=True) if a > 0), mpf(0))
     return 1 + sum((a * b for a, b in zip(gap, p, strict=True)), mpf(0)) / tail if tail else 1
 
 
 def _ce_gradient(x, y, i):
-    gap, p, q, _ = _softmax(x)
+    gap, p, q, _ = softmax_parts(x)
     others = sum(y[:i] + y[i + 1 :], mpf(0))
     by = max(amplify(gap[i]), _conditioned(x))
     return _spread([p[i] * others, -q[i] * y[i]], by)
 
 
 def _ce_hessian(x, y, i, j):
-    gap, p, q, _ = _softmax(x)
+    gap, p, q, _ = softmax_parts(x)
     term = p[i] * q[i] if i == j else -p[i] * p[j]
     return _spread([sum(y) * term], amplify(gap[i]) + amplify(gap[j]) + _conditioned(x))
 
@@ -121,7 +121,7 @@ def _all_options_case() -> Case:
 
     def normaliser(x):
         """log-sum-exp as two terms of which the first may be negative."""
-        _, _, _, nll = _softmax(x)
+        _, _, _, nll = softmax_parts(x)
         top = max(x)
         return top + nll[x.index(top)], abs(top) + nll[x.index(top)]
 
@@ -130,13 +130,13 @@ def _all_options_case() -> Case:
         return [*_ce_value(x, labels(k, len(x))), *_spread([z * lse**2], scale**2 / lse**2)]
 
     def gradient(x, k, i):
-        gap, p, _, _ = _softmax(x)
+        gap, p, _, _ = softmax_parts(x)
         lse, scale = normaliser(x)
         squared = _spread([2 * z * lse * p[i]], scale / abs(lse) * amplify(gap[i]))
         return [*_ce_gradient(x, labels(k, len(x)), i), *squared]
 
     def hessian(x, k, i, j):
-        gap, p, q, _ = _softmax(x)
+        gap, p, q, _ = softmax_parts(x)
         lse, scale = normaliser(x)
         by = amplify(gap[i]) + amplify(gap[j])
         term = p[i] * q[i] if i == j else -p[i] * p[j]
@@ -179,7 +179,7 @@ def _dense_case(name, fn, naive=_naive_dense, optax_fn=None) -> Case:
         value=_ce_value,
         gradient=_ce_gradient,
         hessian=_ce_hessian,
-        target_gradient=lambda x, y, i: _spread([_softmax(x)[3][i]], _conditioned(x)),
+        target_gradient=lambda x, y, i: _spread([softmax_parts(x)[3][i]], _conditioned(x)),
         predictions="logits",
         targets="distribution",
         points=DENSE_POINTS,
@@ -189,7 +189,7 @@ def _dense_case(name, fn, naive=_naive_dense, optax_fn=None) -> Case:
 
 def _chain(x, y, slope, curvature, value):
     """Terms of sum_j y_j f(p_j) from terms of f'(p) p and of f''(p) p^2 + f'(p) p."""
-    _, p, q, nll = _softmax(x)
+    _, p, q, nll = softmax_parts(x)
     n = range(len(x))
 
     def step(j, i):  # d p_j / d x_i over p_j
@@ -212,7 +212,7 @@ def _chain(x, y, slope, curvature, value):
 
 def _chained_case(name, fn, naive, slope, curvature, value, amplification, optax_fn=None):
     def by(x, *ij):
-        gap, _, q, _ = _softmax(x)
+        gap, _, q, _ = softmax_parts(x)
         extra = max(amplification * abs(mp.log(v)) for v in q) if len(x) > 1 else mpf(0)
         return _conditioned(x) + sum((amplify(gap[i]) for i in ij), extra)
 

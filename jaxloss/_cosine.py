@@ -1,0 +1,109 @@
+"""Cosine similarity and distance: the error of the direction of a vector."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._checks import Axis
+from jaxloss._numerics import one_program
+from jaxloss._vectors import norm, unit
+
+
+def cosine_similarity(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    epsilon: ArrayLike = 0.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Cosine of the angle between two vectors, `<p, t> / (|p| |t|)`, in [-1, 1].
+
+    Args:
+        predictions: vectors p along `axis`, any floating dtype.
+        targets: vectors t, of the shape of `predictions` or of the same rank with axes of
+            size 1.
+        epsilon: floor of the squared norms, at least 0.
+        axis: the axis of the vectors; a tuple of them, or None for all.
+        where: booleans shaped like `predictions`, to leave entries out, or without the axes
+            of the vectors.
+
+    Returns:
+        The similarity, of the shape of `predictions` without `axis`, in float32 (float64 for
+        float64 predictions); 0 for a vector of zeros, with derivatives of 0.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, `epsilon` is negative, or `axis` is not one of the
+            predictions.
+
+    Vectors of any scale that the dtype holds give the same; the derivative keeps its digits
+    where they are almost parallel.
+
+    References:
+        Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.cosine_similarity(jax.numpy.array([3.0, 4.0]), jax.numpy.array([6.0, 8.0])))
+    1.0
+    """
+    p, t, live, floor, axis = _pair(predictions, targets, epsilon, axis, where)
+    return _cosine(p, t, live, floor, axis=axis, distance=False)
+
+
+def cosine_distance(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    epsilon: ArrayLike = 0.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Cosine distance, `1 - cosine_similarity`, in [0, 2].
+
+    Computed as half the squared distance of the unit vectors where they are close, so that
+    it is not lost beside the one.
+
+    Args, returns, raises: see `cosine_similarity`; a vector of zeros is at distance 1.
+
+    References:
+        Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.cosine_distance(jax.numpy.array([3.0, 4.0]), jax.numpy.array([3.0, 4.001])))
+    7.197e-09
+    """
+    p, t, live, floor, axis = _pair(predictions, targets, epsilon, axis, where)
+    return _cosine(p, t, live, floor, axis=axis, distance=True)
+
+
+@partial(one_program, static_argnames=("axis", "distance"))
+def _cosine(p, t, live, epsilon, *, axis, distance):
+    a, b = (_floored_unit(_inputs.exclude(live, x, 0), epsilon, axis) for x in (p, t))
+    cosine = jnp.sum(a * b, axis)
+    # Half the squared difference (or sum) of almost (anti)parallel unit vectors.
+    apart, together = (0.5 * jnp.sum((a - b) ** 2, axis), 0.5 * jnp.sum((a + b) ** 2, axis))
+    if distance:
+        out = jnp.where(cosine > 0.5, apart, jnp.where(cosine < -0.5, 2 - together, 1 - cosine))
+    else:
+        out = jnp.where(cosine > 0.5, 1 - apart, jnp.where(cosine < -0.5, together - 1, cosine))
+    return _inputs.live_rows(live, out, axis)
+
+
+def _floored_unit(x, epsilon, axis):
+    if epsilon is None:
+        return unit(x, axis)
+    floor = jnp.sqrt(epsilon)
+    size = norm(x, axis)
+    short = size < floor
+    return jnp.where(short, x / jnp.where(short, floor, 1), unit(x, axis))
+
+
+def _pair(predictions, targets, epsilon, axis, where):
+    """Check and convert two vectors, the mask and the floor of the squared norms."""
+    _checks.option("epsilon", epsilon, 0, float("inf"))
+    p, t, axis, live = _inputs.dense("predictions", predictions, "targets", targets, axis, where)
+    return p, t, live, _checks.given("epsilon", epsilon, p.dtype, ()), axis

@@ -1,0 +1,304 @@
+"""Divergences of a predicted distribution from a target one, over the classes of a row."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._checks import Axis
+from jaxloss._numerics import finite, nan_unless, one_program, times, xlogy
+from jaxloss._softmax import soft_nll, softmax
+
+
+def kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence of predictions from targets, `KL(targets || predictions)`.
+
+    With l the log-probabilities predicted and t the targets of one row, and `0 * inf = 0`:
+
+        loss = sum_j t_j * (log(t_j) - l_j)
+
+    Args:
+        log_predictions: logarithms of probabilities, floating, classes along `axis`. They are
+            not normalised: where a model has logits, use `softmax_cross_entropy`, which has
+            the same derivative by them, or `jax.nn.log_softmax`.
+        targets: probabilities, of the shape of `log_predictions` or of the same rank with
+            axes of size 1.
+        axis: the class axis; a tuple of them, or None for all.
+        where: booleans, shaped like `log_predictions` to leave terms out, or without the
+            class axes to exclude rows.
+
+    Returns:
+        The divergence in nats, of the shape of `log_predictions` without `axis`, in float32
+        (float64 for float64 predictions); inf where a class of probability 0 has a target;
+        NaN for a negative target.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or `axis` is not one of the predictions.
+
+    The derivative by l is `-t`, by t `log(t) + 1 - l`; where that is infinite, at t = 0, a huge
+    number stands for it.
+
+    References:
+        Kullback and Leibler, On Information and Sufficiency, 1951.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> log_p = jnp.log(jnp.array([0.25, 0.75, 0.0]))
+    >>> print(jaxloss.kl_divergence(log_p, jnp.array([0.5, 0.5, 0.0])))
+    0.143841
+    """
+    log_p, t, axis, live = _pair(log_predictions, "targets", targets, axis, where)
+    return _kl(log_p, t, live, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _kl(log_p, t, live, *, axis):
+    log_p, t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, t, 0)
+    return jnp.sum(xlogy(t, t) - times(t, log_p), axis)
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: ArrayLike,
+    log_targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""`kl_divergence` of targets that are given by their logarithms.
+
+    With l the log-probabilities predicted and m those of the targets:
+
+        loss = sum_j exp(m_j) * (m_j - l_j)
+
+    Args:
+        log_predictions, axis, where: see `kl_divergence`.
+        log_targets: logarithms of probabilities, -inf for 0, shaped like targets there.
+
+    Returns and raises: see `kl_divergence`.
+
+    The derivative by m is `exp(m) * (m - l + 1)`, 0 at -inf.
+
+    References:
+        Kullback and Leibler, On Information and Sufficiency, 1951.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> log_p, log_t = jnp.log(jnp.array([0.25, 0.75, 0.0])), jnp.log(jnp.array([0.5, 0.5, 0.0]))
+    >>> print(jaxloss.kl_divergence_with_log_targets(log_p, log_t))
+    0.143841
+    """
+    log_p, log_t, axis, live = _pair(log_predictions, "log_targets", log_targets, axis, where)
+    return _kl_of_logs(log_p, log_t, live, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _kl_of_logs(log_p, log_t, live, *, axis):
+    log_p, log_t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, log_t, -jnp.inf)
+    t = jnp.exp(log_t)
+    return jnp.sum(times(t, log_t) - times(t, log_p), axis)
+
+
+def generalized_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence of measures, which need not sum to one.
+
+        loss = sum_j t_j * (log(t_j) - l_j) + exp(l_j) - t_j
+
+    Args, returns, raises: see `kl_divergence`, of non-negative numbers for probabilities.
+
+    It is never negative, 0 only where both are equal, and the Bregman divergence of
+    `t log t - t`. The derivative by l is `exp(l) - t`.
+
+    References:
+        Bregman, The Relaxation Method of Finding the Common Point of Convex Sets, 1967; Boyd
+        and Vandenberghe, Convex Optimization, 2004, p. 90.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> print(jaxloss.generalized_kl_divergence(jnp.log(jnp.array([2.0, 1.0])), jnp.ones(2)))
+    0.306853
+    """
+    log_p, t, axis, live = _pair(log_predictions, "targets", targets, axis, where)
+    return _generalized_kl(log_p, t, live, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _generalized_kl(log_p, t, live, *, axis):
+    mass = jnp.exp(_inputs.exclude(live, log_p, -jnp.inf)) - _inputs.exclude(live, t, 0)
+    return _kl(log_p, t, live, axis=axis) + jnp.sum(mass, axis)
+
+
+def convex_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""`generalized_kl_divergence`, under the name that optax gave it first.
+
+    Args, returns, raises: see `generalized_kl_divergence`.
+
+    References:
+        optax, `convex_kl_divergence`.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> print(jaxloss.convex_kl_divergence(jnp.log(jnp.array([2.0, 1.0])), jnp.ones(2)))
+    0.306853
+    """
+    return generalized_kl_divergence(log_predictions, targets, axis, where)
+
+
+def js_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Jensen-Shannon divergence: how far predictions and targets are from their mean.
+
+    With p the probabilities predicted, t the targets and m = (p + t) / 2:
+
+        loss = sum_j (t_j * log(t_j / m_j) + p_j * log(p_j / m_j)) / 2
+
+    Args, raises: see `kl_divergence`.
+
+    Returns:
+        The divergence in nats, at most log 2 for distributions, of the shape of
+        `log_predictions` without `axis`, in float32 (float64 for float64 predictions); NaN for
+        a negative target.
+
+    Symmetric in p and t, and finite where either is 0. Where they are close it is computed
+    from their difference, of which it is the square, so it keeps its digits. The derivative by
+    l is `p * log(p / m) / 2`, by t `log(t / m) / 2`, a huge number for an infinite one.
+
+    References:
+        Lin, Divergence Measures Based on the Shannon Entropy, 1991.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> log_p = jnp.log(jnp.array([0.0, 1.0]))
+    >>> print(jaxloss.js_divergence(log_p, jnp.array([1.0, 0.0])))
+    0.693147
+    """
+    log_p, t, axis, live = _pair(log_predictions, "targets", targets, axis, where)
+    return _js(log_p, t, live, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _js(log_p, t, live, *, axis):
+    log_p, t = _inputs.exclude(live, log_p, -jnp.inf), _inputs.exclude(live, t, 0)
+    return jnp.sum(_js_term(jnp.exp(log_p), t), axis)
+
+
+@jax.custom_jvp
+def _js_term(p: Array, t: Array) -> Array:
+    # With u = (t - p) / (t + p) it is (t + p) / 4 of
+    #   (1 + u) log(1 + u) + (1 - u) log(1 - u) = 2 u atanh(u) + log1p(-u**2).
+    total = jnp.where(p + t == 0, 1, p + t)
+    u = (t - p) / total
+    close = jnp.abs(u) < 0.5
+    u = jnp.where(close, u, 0)
+    near = total / 4 * (2 * u * jnp.arctanh(u) + jnp.log1p(-u * u))
+    far = 0.5 * (times(p, _log_share(p, t)) + times(t, _log_share(t, p)))
+    return nan_unless(t >= 0, jnp.where(close, near, far))
+
+
+@_js_term.defjvp
+def _js_term_rule(primals, tangents):
+    (p, t), (dp, dt) = primals, tangents
+    slope = finite(0.5 * _log_share(p, t)) * dp + finite(0.5 * _log_share(t, p)) * dt
+    return _js_term(p, t), nan_unless(t >= 0, slope)
+
+
+@jax.custom_jvp
+def _log_share(a: Array, b: Array) -> Array:
+    """`log(a / ((a + b) / 2))`; 0 where both are 0."""
+    total = jnp.where(a + b == 0, 1, a + b)
+    u = (a - b) / total
+    close = jnp.abs(u) < 0.5
+    far = jnp.log(jnp.where(a + b == 0, 1, 2 * a / total))
+    return jnp.where(close, jnp.log1p(jnp.where(close, u, 0)), far)
+
+
+@_log_share.defjvp
+def _log_share_rule(primals, tangents):
+    # (b da / a - db) / (a + b), with no term in da where a is 0: what is infinite there is
+    # multiplied by zero.
+    (a, b), (da, db) = primals, tangents
+    total = jnp.where(a + b == 0, 1, a + b)
+    by_a = jnp.where(a == 0, 0, b / jnp.where(a == 0, 1, a)) * da
+    return _log_share(a, b), (by_a - db) / total
+
+
+def distillation_loss(
+    logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Divergence of a student's softmax from a teacher's, both softened by a temperature.
+
+    With x and y the logits of student and teacher, and T the temperature:
+
+        loss = T**2 * KL(softmax(y / T) || softmax(x / T))
+
+    The factor keeps the size of the gradient, `T * (softmax(x / T) - softmax(y / T))`,
+    comparable to that of a cross-entropy added to it.
+
+    Args:
+        logits: of the student, floating, classes along `axis`. A logit of -inf excludes its
+            class.
+        teacher_logits: of the teacher, of the shape of `logits` or of the same rank with axes
+            of size 1; wrap them in `jax.lax.stop_gradient` if the teacher is frozen.
+        temperature: positive; a large one makes both distributions flat.
+        axis: the class axis; a tuple of them, or None for all.
+        where: booleans, shaped like `logits` to exclude classes, or without the class axes to
+            exclude rows.
+
+    Returns:
+        The loss in nats, of the shape of `logits` without `axis`, in float32 (float64 for
+        float64 logits); 0 where `where` leaves no class, inf where the student excludes a
+        class and the teacher does not.
+
+    Raises:
+        TypeError: logits are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, `temperature` is not positive, or `axis` is not one
+            of the logits.
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> student, teacher = jnp.array([1.0, 0.0, 0.0]), jnp.array([3.0, 1.0, 0.0])
+    >>> print(jaxloss.distillation_loss(student, teacher, temperature=2.0))
+    0.296607
+    """
+    _checks.option("temperature", temperature, 0, float("inf"))
+    x, y, axis, live = _inputs.dense(
+        "logits", logits, "teacher_logits", teacher_logits, axis, where
+    )
+    temperature = _checks.numeric("temperature", temperature, x.dtype)
+    _checks.fits("temperature", temperature, "a scalar", ())
+    return _distillation(x, y, live, temperature, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _distillation(x, y, live, temperature, *, axis):
+    x, y = (_inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
+    teacher = softmax(y, axis).p
+    loss = jnp.squeeze(soft_nll(x, teacher, axis) - soft_nll(y, teacher, axis), axis)
+    return _inputs.live_rows(live, temperature**2 * loss, axis)
+
+
+def _pair(log_predictions, name, targets, axis, where):
+    return _inputs.dense("log_predictions", log_predictions, name, targets, axis, where)

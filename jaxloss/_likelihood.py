@@ -1,0 +1,121 @@
+"""Negative log-likelihoods: regression with a predicted distribution."""
+
+import math
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import gammaln
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._numerics import one_program, ratio, times, xlogy
+
+
+def poisson_nll(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    log_input: bool = True,
+    full: bool = False,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Negative log-likelihood of counts under a Poisson distribution.
+
+    With x the logarithm of the rate, or r the rate, and t the count:
+
+        loss = exp(x) - t * x        log_input=True
+        loss = r - t * log(r)        log_input=False, with 0 * log 0 = 0
+
+    plus `log(t!)`, which does not depend on the prediction, with `full=True`.
+
+    Args:
+        predictions: log-rates, or rates, any shape and floating dtype.
+        targets: counts, at least 0 (not necessarily whole), of the shape of `predictions`, a
+            scalar, or of the same rank with axes of size 1.
+        log_input: whether predictions are logarithms.
+        full: whether to add the constant.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats, of the shape of both together, in float32 (float64 for float64
+        predictions); NaN for a negative rate.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    References:
+        Cameron and Trivedi, Regression Analysis of Count Data, 2013, section 3.2; PyTorch,
+        `poisson_nll_loss`, TensorFlow, `log_poisson_loss` (whose `full` uses Stirling's
+        approximation; this one is exact).
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.poisson_nll(jax.numpy.array([0.0, 1.0]), jax.numpy.array([1, 2])))
+    [1.         0.71828]
+    """
+    x, t, where = _inputs.elementwise("predictions", predictions, "targets", targets, where)
+    return _poisson(x, t, where, log_input=log_input, full=full)
+
+
+@partial(one_program, static_argnames=("log_input", "full"))
+def _poisson(x, t, where, *, log_input, full):
+    x, t = _inputs.mask(where, x, t)
+    loss = jnp.exp(x) - times(t, x) if log_input else x - xlogy(t, x)
+    if full:
+        loss += gammaln(t + 1)
+    return _inputs.masked(where, loss)
+
+
+def gaussian_nll(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    variance: ArrayLike,
+    *,
+    full: bool = False,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Negative log-likelihood under a Gaussian whose mean and variance are predicted.
+
+        loss = (log(v) + (p - t)**2 / v) / 2
+
+    plus `log(2 pi) / 2` with `full=True`.
+
+    Args:
+        predictions: means p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1.
+        variance: v, positive, shaped like `targets`.
+        full: whether to add the constant.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats, of the shape of both together, in float32 (float64 for float64
+        predictions); NaN for a negative variance.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    The variance has no floor: add one, e.g. to a softplus, where a model may collapse.
+
+    References:
+        Nix and Weigend, Estimating the Mean and Variance of the Target Probability
+        Distribution, 1994; PyTorch, `gaussian_nll_loss`.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.gaussian_nll(jax.numpy.array([1.0, 3.0]), 1, 4.0))
+    [0.6931472 1.1931472]
+    """
+    p, t, where = _inputs.elementwise("predictions", predictions, "targets", targets, where)
+    variance = _checks.setting("variance", variance, "predictions", p)
+    return _gaussian(p, t, variance, where, full=full)
+
+
+@partial(one_program, static_argnames="full")
+def _gaussian(p, t, variance, where, *, full):
+    error = _inputs.error(p, t, where)
+    (variance,) = _inputs.mask(where, variance)
+    # Not the square over the variance, which may overflow.
+    loss = 0.5 * (xlogy(jnp.ones_like(variance), variance) + error * ratio(error, variance))
+    return _inputs.masked(where, loss + 0.5 * math.log(2 * math.pi) if full else loss)

@@ -1,0 +1,260 @@
+"""Margin losses: hinges and perceptrons, zero once the right score leads by enough.
+
+At a kink every derivative is the mean of the one-sided ones, and that of a maximum is shared
+equally by those who attain it.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _inputs
+from jaxloss._checks import Axis
+from jaxloss._numerics import nan_unless, one_program, relu, times
+
+
+def hinge_loss(
+    predictor_outputs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Hinge loss of a binary classifier, `max(0, 1 - t * x)`.
+
+    Args:
+        predictor_outputs: scores x, any shape and floating dtype; their sign decides.
+        targets: t, -1 or 1, of the shape of the scores, a scalar, or of the same rank with
+            axes of size 1. Map labels of 0 and 1 by `2 * label - 1`.
+        where: booleans shaped like the scores; elsewhere the loss is 0.
+
+    Returns:
+        The loss, of the shape of both together, in float32 (float64 for float64 scores).
+
+    Raises:
+        TypeError: scores are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    The derivative by x is `-t` inside the margin, 0 outside, `-t / 2` at t * x = 1.
+
+    References:
+        Cortes and Vapnik, Support-Vector Networks, 1995.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.hinge_loss(jax.numpy.array([0.25, 2.0]), 1))
+    [0.75 0.  ]
+    """
+    return _hinge(*_scores(predictor_outputs, targets, where))
+
+
+@one_program
+def _hinge(x, t, where):
+    x, t = _inputs.mask(where, x, t)
+    return _inputs.masked(where, relu(1 - times(t, x)))
+
+
+def squared_hinge_loss(
+    predictor_outputs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Square of the hinge loss, `max(0, 1 - t * x)**2`, which is smooth.
+
+    Args, returns, raises: see `hinge_loss`.
+
+    References:
+        Keras, `squared_hinge`; Chang et al., Coordinate Descent Method for Large-scale L2-loss
+        Linear SVM, 2008.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.squared_hinge_loss(jax.numpy.array([0.5, 2.0]), 1))
+    [0.25 0.  ]
+    """
+    return _squared_hinge(*_scores(predictor_outputs, targets, where))
+
+
+@one_program
+def _squared_hinge(x, t, where):
+    x, t = _inputs.mask(where, x, t)
+    return _inputs.masked(where, _squared_relu(1 - times(t, x)))
+
+
+@jax.custom_jvp
+def _squared_relu(x: Array) -> Array:
+    return relu(x) * relu(x)
+
+
+@_squared_relu.defjvp
+def _squared_relu_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _squared_relu(x), 2 * relu(x) * dx
+
+
+def perceptron_loss(
+    predictor_outputs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Perceptron loss of a binary classifier, `max(0, -t * x)`.
+
+    Args, returns, raises: see `hinge_loss`.
+
+    The derivative by x is `-t` on the wrong side, 0 on the right one, `-t / 2` at x = 0, so
+    that training can start there.
+
+    References:
+        Rosenblatt, The Perceptron, 1958.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.perceptron_loss(jax.numpy.array([0.5, -2.0]), 1))
+    [0. 2.]
+    """
+    return _perceptron(*_scores(predictor_outputs, targets, where))
+
+
+@one_program
+def _perceptron(x, t, where):
+    x, t = _inputs.mask(where, x, t)
+    return _inputs.masked(where, relu(-times(t, x)))
+
+
+def multiclass_hinge_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Multi-class hinge loss of Crammer and Singer.
+
+    With s the scores of one row and k its label:
+
+        loss = max_j (s_j - s_k + (1 if j != k else 0))
+
+    Args:
+        scores: floating, classes along `axis`. A score of -inf excludes its class.
+        labels: integers in [0, C), of the shape of `scores` without `axis`, or of that rank
+            with axes of size 1. Any other label makes the loss and the gradient of its row
+            NaN; under `jax.experimental.checkify` it is reported.
+        axis: the class axis; for a tuple (None: all) the label is the flat index into them.
+        where: booleans, shaped like `scores` to exclude classes, or without the class axes to
+            exclude rows.
+
+    Returns:
+        The loss, of the shape of `labels`, in float32 (float64 for float64 scores); 0 where
+        `where` leaves no class, inf where the label's class is excluded.
+
+    Raises:
+        TypeError: scores are not floating point, labels not integers, `where` not boolean.
+        ValueError: shapes do not match, or `axis` is not one of the scores.
+
+    The derivative is 1 at the class that attains the maximum, -1 at the label.
+
+    References:
+        Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector
+        Machines, 2001.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.multiclass_hinge_loss(jax.numpy.array([1.0, 2.5, 0.0]), 0))
+    2.5
+    """
+    s, labels, axis, live = _inputs.labelled("scores", scores, labels, axis, where)
+    return _multiclass_hinge(s, labels, live, axis=axis, margin=1)
+
+
+@partial(one_program, static_argnames=("axis", "margin"))
+def _multiclass_hinge(s, labels, live, *, axis, margin):
+    s = _inputs.live_classes(live, s, axis, -jnp.inf, 0)
+    is_label, sound = _inputs.label_mask(s, labels, axis)
+    s *= sound
+    own = jnp.sum(jnp.where(is_label, s, 0), axis, keepdims=True)
+    # What is excluded stays so beside a label that is excluded, too.
+    lead = jnp.where(jnp.isneginf(s), s, s - own) + margin
+    lead = jnp.where(is_label, jnp.where(jnp.isneginf(s), jnp.inf, 0), lead)
+    return _inputs.live_rows(live, jnp.max(lead, axis) * jnp.squeeze(sound, axis), axis)
+
+
+def multiclass_perceptron_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Multi-class perceptron loss: by how much the best score exceeds the label's.
+
+    With s the scores of one row and k its label: `loss = max_j s_j - s_k`.
+
+    Args, returns, raises and derivatives: see `multiclass_hinge_loss`.
+
+    References:
+        Collins, Discriminative Training Methods for Hidden Markov Models, 2002.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.multiclass_perceptron_loss(jax.numpy.array([1.0, 2.5, 0.0]), 0))
+    1.5
+    """
+    s, labels, axis, live = _inputs.labelled("scores", scores, labels, axis, where)
+    return _multiclass_hinge(s, labels, live, axis=axis, margin=0)
+
+
+def categorical_hinge_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Categorical hinge loss of Keras, with labels over the classes.
+
+    With s the scores and y the labels of one row, and `0 * inf = 0`:
+
+        loss = max(0, 1 + max_j (1 - y_j) * s_j - sum_j y_j * s_j)
+
+    For a one-hot y and non-negative scores, such as probabilities, this is the loss of
+    `multiclass_hinge_loss`; of negative scores the 0 in the place of the label may be the
+    largest.
+
+    Args:
+        scores: floating, classes along `axis`. A score of -inf excludes its class.
+        labels: usually a one-hot: bool, integer or floating, of the shape of `scores` or of
+            the same rank with axes of size 1.
+        axis: the class axis; a tuple of them, or None for all.
+        where: booleans, shaped like `scores` to exclude classes (what their labels say is
+            then ignored), or without the class axes to exclude rows.
+
+    Returns:
+        The loss, of the shape of `scores` without `axis`, in float32 (float64 for float64
+        scores); 0 where `where` leaves no class.
+
+    Raises:
+        TypeError: scores are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or `axis` is not one of the scores.
+
+    References:
+        Keras, `categorical_hinge`.
+
+    >>> import jax, jaxloss
+    >>> scores, labels = jax.numpy.array([0.75, 0.5, 0.0]), jax.numpy.array([1, 0, 0])
+    >>> print(jaxloss.categorical_hinge_loss(scores, labels))
+    0.75
+    """
+    s, y, axis, live = _inputs.dense("scores", scores, "labels", labels, axis, where)
+    return _categorical_hinge(s, y, live, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _categorical_hinge(s, y, live, *, axis):
+    s, y = _inputs.live_classes(live, s, axis, -jnp.inf, 0), _inputs.exclude(live, y, 0)
+    right = jnp.sum(times(y, s), axis)
+    wrong = jnp.max(times(1 - y, s), axis)
+    sound = nan_unless(~jnp.any(jnp.isnan(s), axis), jnp.ones_like(right))
+    return _inputs.live_rows(live, relu(1 + wrong - right) * sound, axis)
+
+
+def _scores(predictor_outputs, targets, where):
+    return _inputs.elementwise("predictor_outputs", predictor_outputs, "targets", targets, where)

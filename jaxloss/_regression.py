@@ -1,0 +1,405 @@
+"""Regression losses: errors of one number.
+
+At a kink every derivative is the mean of the one-sided ones: 0 for an exact fit.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._numerics import (
+    absolute,
+    nan_unless,
+    one_program,
+    ratio,
+    relu,
+    tangent_sum,
+    tanh,
+    times,
+)
+
+
+def squared_error(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Squared error, `(p - t)**2`, element by element.
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1; 0 if absent.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in squared units of the targets, of the shape of both together, in float32
+        (float64 for float64 predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    References:
+        Bishop, Pattern Recognition and Machine Learning, 2006, section 1.5.5.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.squared_error(jax.numpy.array([1.0, 3.0]), 1))
+    [0. 4.]
+    """
+    return _squared(*_pair(predictions, targets, where))
+
+
+@one_program
+def _squared(p, t, where):
+    error = _inputs.error(p, t, where)
+    return _inputs.masked(where, error * error)
+
+
+def l2_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Half of the squared error, `(p - t)**2 / 2`, whose derivative is the error itself.
+
+    Args, returns and raises: see `squared_error`.
+
+    References:
+        Bishop, Pattern Recognition and Machine Learning, 2006, section 3.1.1.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.l2_loss(jax.numpy.array([1.0, 3.0]), 1))
+    [0. 2.]
+    """
+    return _half_squared(*_pair(predictions, targets, where))
+
+
+@one_program
+def _half_squared(p, t, where):
+    error = _inputs.error(p, t, where)
+    return _inputs.masked(where, error * (0.5 * error))
+
+
+def absolute_error(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Absolute error, `|p - t|`, element by element.
+
+    Args and raises: see `squared_error`.
+
+    Returns:
+        The loss in units of the targets, of the shape of both together, in float32 (float64
+        for float64 predictions).
+
+    The derivative is the sign of p - t, 0 for an exact fit.
+
+    References:
+        Koenker and Bassett, Regression Quantiles, 1978 (the median).
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.absolute_error(jax.numpy.array([1.0, 3.0]), 2))
+    [1. 1.]
+    >>> print(jax.grad(jaxloss.absolute_error)(2.0, 2.0))
+    0.0
+    """
+    return _absolute(*_pair(predictions, targets, where))
+
+
+@one_program
+def _absolute(p, t, where):
+    error = _inputs.error(p, t, where)
+    return _inputs.masked(where, absolute(error))
+
+
+def huber_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    delta: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Huber loss: half the squared error near the target, linear beyond `delta`.
+
+    With e = p - t:
+
+        loss = e**2 / 2                          where |e| <= delta
+        loss = delta**2 / 2 + delta * (|e| - delta)    elsewhere
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1; 0 if absent.
+        delta: error from which on the loss is linear, at least 0; shaped like `targets`.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in squared units of the targets, of the shape of both together, in float32
+        (float64 for float64 predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or `delta` is negative.
+
+    The derivative is the error, clipped to [-delta, delta]; the second derivative at
+    |e| = delta is that of the inside, 1.
+
+    References:
+        Huber, Robust Estimation of a Location Parameter, 1964.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.huber_loss(jax.numpy.array([0.5, 3.0]), 0))
+    [0.125 2.5  ]
+    """
+    _checks.option("delta", delta, 0, float("inf"))
+    p, t, where = _pair(predictions, targets, where)
+    return _huber(p, t, _checks.setting("delta", delta, "predictions", p), where)
+
+
+@one_program
+def _huber(p, t, delta, where):
+    error = _inputs.error(p, t, where)
+    inside = absolute(error) <= delta
+    excess = jnp.where(inside, 0, absolute(error) - delta)
+    bounded = jnp.where(inside, error, delta)
+    return _inputs.masked(where, bounded * (0.5 * bounded) + times(delta, excess))
+
+
+def log_cosh(
+    predictions: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Logarithm of the hyperbolic cosine of the error, `log(cosh(p - t))`.
+
+    About half the squared error for small errors, the absolute error less log 2 for large
+    ones; computed without cancellation in between and below.
+
+    Args, raises: see `squared_error`.
+
+    Returns:
+        The loss, of the shape of both together, in float32 (float64 for float64 predictions).
+
+    The derivative is `tanh(p - t)`.
+
+    References:
+        Chen et al., Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder, 2019.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.log_cosh(jax.numpy.array([0.0001, 100.0]), 0))
+    [5.0000e-09 9.9307e+01]
+    """
+    return _log_cosh(*_pair(predictions, targets, where))
+
+
+@one_program
+def _log_cosh(p, t, where):
+    error = _inputs.error(p, t, where)
+    return _inputs.masked(where, _log_cosh_of(error))
+
+
+@jax.custom_jvp
+def _log_cosh_of(x: Array) -> Array:
+    # cosh(x) = 1 + 2 sinh(x / 2)**2, which is good until it overflows.
+    size = jnp.abs(x)
+    sinh = jnp.sinh(0.5 * jnp.where(size < 1, x, 0))
+    far = size - math.log(2) + jnp.log1p(jnp.exp(-2 * size))
+    return jnp.where(size < 1, jnp.log1p(2 * sinh * sinh), far)
+
+
+@_log_cosh_of.defjvp
+def _log_cosh_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _log_cosh_of(x), tanh(x) * dx
+
+
+def quantile_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    quantile: ArrayLike = 0.5,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Quantile (pinball) loss, which is least at the given quantile of the targets.
+
+        loss = quantile * max(t - p, 0) + (1 - quantile) * max(p - t, 0)
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1.
+        quantile: in [0, 1], shaped like `targets`; 0.5 gives half of the absolute error. For
+            several quantiles give predictions an axis for them.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in units of the targets, of the shape of both together, in float32 (float64
+        for float64 predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or `quantile` is outside [0, 1].
+
+    The derivative by p is `-quantile` below the target, `1 - quantile` above, and their mean
+    for an exact fit.
+
+    References:
+        Koenker and Bassett, Regression Quantiles, 1978.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.quantile_loss(jax.numpy.array([0.0, 2.0]), 1, quantile=0.75))
+    [0.75 0.25]
+    """
+    _checks.option("quantile", quantile, 0, 1)
+    p, t, where = _pair(predictions, targets, where)
+    return _quantile(p, t, _checks.setting("quantile", quantile, "predictions", p), where)
+
+
+@one_program
+def _quantile(p, t, quantile, where):
+    error = _inputs.error(p, t, where)
+    loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
+    return _inputs.masked(where, loss)
+
+
+def absolute_percentage_error(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    epsilon: ArrayLike = 1e-7,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Absolute error in percent of the target, `100 * |p - t| / max(|t|, epsilon)`.
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1.
+        epsilon: smallest size of a target that an error is divided by, at least 0. A target
+            of zero so costs `100 * |p| / epsilon`; mask it, or choose epsilon by the scale of
+            the data, if that is too much. With epsilon 0 it costs inf, or 0 for an exact fit.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in percent, of the shape of both together, in float32 (float64 for float64
+        predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or `epsilon` is negative.
+
+    The derivative by p is 0 for an exact fit.
+
+    References:
+        Keras, `mean_absolute_percentage_error`; de Myttenaere et al., 2016,
+        arXiv:1605.02541.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.absolute_percentage_error(jax.numpy.array([1.5, 4.0]), 2))
+    [ 25. 100.]
+    """
+    _checks.option("epsilon", epsilon, 0, float("inf"))
+    p, t, where = _pair(predictions, targets, where)
+    return _percentage(p, t, _checks.setting("epsilon", epsilon, "predictions", p), where)
+
+
+@one_program
+def _percentage(p, t, epsilon, where):
+    p, t = _inputs.mask(where, p, t)
+    return _inputs.masked(where, 100 * _relative_error(p, t, epsilon))
+
+
+@jax.custom_jvp
+def _relative_error(p: Array, t: Array, epsilon: Array) -> Array:
+    return ratio(absolute(p - t), jnp.where(absolute(t) < epsilon, epsilon, absolute(t)))
+
+
+@partial(_relative_error.defjvp, symbolic_zeros=True)
+def _relative_error_rule(primals, tangents):
+    # With sign and size of the error and the target:  sign / size * (dp - p / t * dt),  or by
+    # the floor that stands for a smaller size.
+    (p, t, epsilon), (dp, dt, d_epsilon) = primals, tangents
+    out = _relative_error(p, t, epsilon)
+    floored = absolute(t) < epsilon
+    slope = ratio(jnp.sign(p - t), jnp.where(floored, epsilon, absolute(t)))
+    by_target = jnp.where(floored, 1, p / jnp.where(t == 0, 1, t))
+    return out, tangent_sum(
+        out,
+        (dp, lambda: slope * dp),
+        (dt, lambda: -slope * by_target * dt),
+        (d_epsilon, lambda: -jnp.where(floored, out / epsilon, 0) * d_epsilon),
+    )
+
+
+def squared_log_error(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Squared difference of logarithms, `(log1p(p) - log1p(t))**2`.
+
+    Args:
+        predictions: p, at least -1, any shape and floating dtype.
+        targets: t, at least -1, of the shape of `predictions`, a scalar, or of the same rank
+            with axes of size 1.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss, of the shape of both together, in float32 (float64 for float64 predictions);
+        NaN for anything below -1.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match.
+
+    The difference is taken before the logarithm, so the loss keeps its digits where p and t
+    are close.
+
+    References:
+        Keras, `mean_squared_logarithmic_error` (which clips p and t from below).
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.squared_log_error(jax.numpy.array([0.0, 3.0]), 1))
+    [0.48045 0.48045]
+    """
+    p, t, where = _pair(predictions, targets, where)
+    return _squared_log(p, t, where)
+
+
+@one_program
+def _squared_log(p, t, where):
+    p, t = _inputs.mask(where, p, t)
+    return _inputs.masked(where, _log_ratio(p, t) ** 2)
+
+
+@jax.custom_jvp
+def _log_ratio(p: Array, t: Array) -> Array:
+    """`log((1 + p) / (1 + t))`."""
+    relative = (p - t) / (1 + t)
+    near = jnp.abs(relative) < 0.5
+    far = jnp.log((1 + p) / (1 + t))
+    out = jnp.where(near, jnp.log1p(jnp.where(near, relative, 0)), far)
+    return nan_unless((p >= -1) & (t >= -1), out)
+
+
+@_log_ratio.defjvp
+def _log_ratio_rule(primals, tangents):
+    (p, t), (dp, dt) = primals, tangents
+    return _log_ratio(p, t), dp / (1 + p) - dt / (1 + t)
+
+
+def _pair(predictions, targets, where):
+    targets = 0 if targets is None else targets
+    return _inputs.elementwise("predictions", predictions, "targets", targets, where)
