@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, nan_unless, one_program, times, xlogy
+from jaxloss._numerics import finite, nonnegative, one_program, times, xlogy
 from jaxloss._softmax import soft_nll, softmax
 
 
@@ -61,7 +61,7 @@ def kl_divergence(
 
 @partial(one_program, static_argnames="axis")
 def _kl(log_p, t, live, *, axis):
-    log_p, t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, t, 0)
+    log_p, t = _inputs.exclude(live, log_p, 0), nonnegative(_inputs.exclude(live, t, 0))
     return jnp.sum(xlogy(t, t) - times(t, log_p), axis)
 
 
@@ -194,8 +194,8 @@ def js_divergence(
 
 @partial(one_program, static_argnames="axis")
 def _js(log_p, t, live, *, axis):
-    log_p, t = _inputs.exclude(live, log_p, -jnp.inf), _inputs.exclude(live, t, 0)
-    return jnp.sum(_js_term(jnp.exp(log_p), t), axis)
+    p = jnp.exp(_inputs.exclude(live, log_p, -jnp.inf))
+    return jnp.sum(_js_term(p, nonnegative(_inputs.exclude(live, t, 0))), axis)
 
 
 @jax.custom_jvp
@@ -208,14 +208,14 @@ def _js_term(p: Array, t: Array) -> Array:
     u = jnp.where(close, u, 0)
     near = total / 4 * (2 * u * jnp.arctanh(u) + jnp.log1p(-u * u))
     far = 0.5 * (times(p, _log_share(p, t)) + times(t, _log_share(t, p)))
-    return nan_unless(t >= 0, jnp.where(close, near, far))
+    return jnp.where(close, near, far)
 
 
 @_js_term.defjvp
 def _js_term_rule(primals, tangents):
     (p, t), (dp, dt) = primals, tangents
     slope = finite(0.5 * _log_share(p, t)) * dp + finite(0.5 * _log_share(t, p)) * dt
-    return _js_term(p, t), nan_unless(t >= 0, slope)
+    return _js_term(p, t), slope
 
 
 @jax.custom_jvp

@@ -59,6 +59,11 @@ def nan_unless(valid: Array, x: Array) -> Array:
     return jnp.where(valid, x, one / one)
 
 
+def nonnegative(x: Array) -> Array:
+    """`x`, with NaN, in value and derivative, for what is below zero."""
+    return x * nan_unless(~(x < 0), jnp.ones_like(x))
+
+
 @jax.custom_jvp
 def sigmoid(x: Array) -> Array:
     """`1 / (1 + exp(-x))`."""
