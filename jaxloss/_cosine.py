@@ -40,8 +40,7 @@ def cosine_similarity(
         ValueError: shapes do not match, `epsilon` is negative, or `axis` is not one of the
             predictions.
 
-    Vectors of any scale that the dtype holds give the same; the derivative keeps its digits
-    where they are almost parallel.
+    Vectors of any scale that the dtype holds give the same.
 
     References:
         Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
@@ -83,13 +82,10 @@ def cosine_distance(
 @partial(one_program, static_argnames=("axis", "distance"))
 def _cosine(p, t, live, epsilon, *, axis, distance):
     a, b = (_floored_unit(_inputs.exclude(live, x, 0), epsilon, axis) for x in (p, t))
-    cosine = jnp.sum(a * b, axis)
-    # Half the squared difference (or sum) of almost (anti)parallel unit vectors.
-    apart, together = (0.5 * jnp.sum((a - b) ** 2, axis), 0.5 * jnp.sum((a + b) ** 2, axis))
+    out = jnp.sum(a * b, axis)
     if distance:
-        out = jnp.where(cosine > 0.5, apart, jnp.where(cosine < -0.5, 2 - together, 1 - cosine))
-    else:
-        out = jnp.where(cosine > 0.5, 1 - apart, jnp.where(cosine < -0.5, together - 1, cosine))
+        # Half the squared difference, where the cosine would lose it beside the one.
+        out = jnp.where(out > 0.5, 0.5 * jnp.sum((a - b) ** 2, axis), 1 - out)
     return _inputs.live_rows(live, out, axis)
 
 

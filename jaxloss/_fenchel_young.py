@@ -148,14 +148,15 @@ def _missing(p, is_label, axis):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _sparsemax(s: Array, axis: int) -> Array:
     """The Euclidean projection of `s` onto the simplex."""
-    z = s - jnp.max(s, axis, keepdims=True)
-    in_order = jnp.sort(z, axis, descending=True)
-    count = 1 + lax.broadcasted_iota(s.dtype, s.shape, axis)
-    total = jnp.cumsum(in_order, axis)
-    inside = 1 + count * in_order > total
+    # With a = s - max(s) + 1 the threshold is the sum of a over all of the support but the
+    # largest, by the size of the support: small numbers stay exact.
+    a = (s - jnp.max(s, axis, keepdims=True)) + 1
+    place = lax.broadcasted_iota(s.dtype, s.shape, axis)
+    others = jnp.where(place == 0, 0, jnp.sort(a, axis, descending=True))
+    inside = (place == 0) | ((place + 1) * others > jnp.cumsum(others, axis))
     size = jnp.sum(inside, axis, keepdims=True, dtype=s.dtype)
-    tau = (jnp.sum(jnp.where(inside, in_order, 0), axis, keepdims=True) - 1) / size
-    return jnp.maximum(z - tau, 0)
+    threshold = jnp.sum(jnp.where(inside, others, 0), axis, keepdims=True) / size
+    return jnp.maximum(a - threshold, 0)
 
 
 @_sparsemax.defjvp

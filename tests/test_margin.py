@@ -95,8 +95,11 @@ def test_sparsemax_paper():
 
 
 def test_sparsemax_keeps_small_losses():
-    x = f32(1 - 2**-20, 0)
-    np.testing.assert_allclose(jaxloss.multiclass_sparsemax_loss(x, 0), 2.0**-42, rtol=1e-6)
+    x = f32(0.9999, 0, 0)
+    p = (1 - float(x[0])) / 3  # Of either of the others.
+    loss, gradient = jax.value_and_grad(jaxloss.multiclass_sparsemax_loss)(x, 0)
+    np.testing.assert_allclose(loss, 3 * p**2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [-2 * p, p, p], rtol=1e-6)
 
 
 def test_categorical_hinge_of_keras():
