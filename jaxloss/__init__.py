@@ -67,6 +67,9 @@ from jaxloss._margin import (
     squared_hinge_loss,
 )
 
+# Ranking
+from jaxloss._ranking import pairwise_hinge_loss, pairwise_logistic_loss, ranking_softmax_loss
+
 # Regression
 from jaxloss._regression import (
     absolute_error,
@@ -106,10 +109,13 @@ __all__ = [
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
+    "pairwise_hinge_loss",
+    "pairwise_logistic_loss",
     "perceptron_loss",
     "poisson_nll",
     "poly_loss_cross_entropy",
     "quantile_loss",
+    "ranking_softmax_loss",
     "safe_softmax_cross_entropy",
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",

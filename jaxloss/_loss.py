@@ -18,9 +18,9 @@ from jaxloss._reduce import Reduction, check_reduction, per_example, reduce_loss
 
 
 def _is_leaf(name: str, value: Any) -> bool:
-    """Numbers may be traced, but for an axis, which decides shapes."""
+    """Numbers may be traced, but for those which decide shapes."""
     numeric = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
-    return numeric and not isinstance(value, bool) and name != "axis"
+    return numeric and not isinstance(value, bool) and name not in ("axis", "chunk_size")
 
 
 @jax.tree_util.register_pytree_node_class

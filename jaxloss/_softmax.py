@@ -5,8 +5,12 @@ reduce. A logit of -inf is a class that is excluded; in a row with one logit of 
 class has probability one. Log-probabilities and complements are exact in their tails
 because the largest entry is left out of the sum of exponentials: `s = 1 + t`,
 `log s = log1p(t)`, `1 - 1/s = t/s`.
+
+Where `groups` are given, which number the parts of a row that are normalised on their own
+(integers in [0, n), along the last axis), what is reduced is kept at full size.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,8 +27,25 @@ def along(x: Array, axis: int) -> tuple[int, ...]:
     return tuple(n if a == axis else 1 for a, n in enumerate(x.shape))
 
 
-def _total(x: Array, axis: int) -> Array:
+def _of_groups(reduce: Callable[..., Array], x: Array, groups: Array) -> Array:
+    """Reduce each part of each row, for all of its entries."""
+
+    def row(x, groups):
+        return reduce(x, groups, num_segments=x.size)[groups]
+
+    return jnp.vectorize(row, signature="(n),(n)->(n)")(x, groups)
+
+
+def total(x: Array, axis: int, groups: Array | None = None) -> Array:
+    if groups is not None:
+        return _of_groups(jax.ops.segment_sum, x, groups)
     return jnp.sum(x, axis, keepdims=True)
+
+
+def _top(x: Array, axis: int, groups: Array | None) -> Array:
+    if groups is not None:
+        return _of_groups(jax.ops.segment_max, x, groups)
+    return jnp.max(x, axis, keepdims=True)
 
 
 class _Row(NamedTuple):
@@ -32,15 +53,15 @@ class _Row(NamedTuple):
     tail: Array  # sum of exp(-gap) over all classes but one of the largest
 
 
-def _row(x: Array, axis: int) -> _Row:
+def _row(x: Array, axis: int, groups: Array | None = None) -> _Row:
     # Selects, not minimum and maximum: some of XLA's CPU reductions drop NaN in those.
     big = largest(x.dtype)
-    top = jnp.max(x, axis, keepdims=True)
+    top = _top(x, axis, groups)
     gap = jnp.clip(top, -big, big) - jnp.where(x > big, big, x)
     gap = jnp.where((top > big) & (gap > 0), jnp.inf, gap)
     # 1 at the maximum and at ties, else 0: what is summed up is exactly the tail.
     is_top = 1 - jnp.minimum(gap * 1e30, 1)
-    tail = _total(jnp.exp(-gap) - is_top, axis) + (_total(is_top, axis) - 1)
+    tail = total(jnp.exp(-gap) - is_top, axis, groups) + (total(is_top, axis, groups) - 1)
     # A row without any class has no maximum to leave out.
     return _Row(gap, jnp.where(tail < 0, 0, tail))
 
@@ -50,28 +71,28 @@ def _dominant(p: Array) -> Array:
     return p > 0.5
 
 
-def _relative(p: Array, v: Array, axis: int) -> Array:
+def _relative(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
     """`v` less the dominant class's entry, if there is one; exactly zero there.
 
     By a mask, so that the transpose, which reverse mode runs, is as exact as this.
     """
     dominant = _dominant(p)
-    return jnp.where(dominant, 0, v - _total(jnp.where(dominant, v, 0), axis))
+    return jnp.where(dominant, 0, v - total(jnp.where(dominant, v, 0), axis, groups))
 
 
-def _centred(p: Array, v: Array, axis: int) -> Array:
+def _centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
     """`v - sum(p * v)`, the tangent of the log-probabilities.
 
     What remains relative to the dominant class is weighted by small probabilities only.
     """
-    u = _relative(p, v, axis)
-    return u - _total(p * u, axis)
+    u = _relative(p, v, axis, groups)
+    return u - total(p * u, axis, groups)
 
 
 def _residual(p: Array, w: Array, axis: int) -> Array:
     """`p * sum(w) - w`, minus the transpose of `_centred`; it sums to zero."""
-    others = jnp.where(_dominant(p), 0, p * _total(w, axis) - w)
-    return jnp.where(_dominant(p), -_total(others, axis), others)
+    others = jnp.where(_dominant(p), 0, p * total(w, axis) - w)
+    return jnp.where(_dominant(p), -total(others, axis), others)
 
 
 class Softmax(NamedTuple):
@@ -80,16 +101,16 @@ class Softmax(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(x: Array, axis: int) -> Softmax:
-    row = _row(x, axis)
+def softmax(x: Array, axis: int, groups: Array | None = None) -> Softmax:
+    row = _row(x, axis, groups)
     return Softmax(jnp.exp(-row.gap) / (1 + row.tail), row.gap + jnp.log1p(row.tail))
 
 
 @softmax.defjvp
 def _softmax_rule(axis, primals, tangents):
-    (x,), (v,) = primals, tangents
-    out = softmax(x, axis)
-    c = _centred(out.p, v, axis)
+    (x, groups), (v, _) = primals, tangents
+    out = softmax(x, axis, groups)
+    c = _centred(out.p, v, axis, groups)
     return out, Softmax(out.p * c, -c)
 
 
@@ -115,7 +136,7 @@ def logsumexp(x: Array, axis: int) -> Array:
 @logsumexp.defjvp
 def _logsumexp_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
-    return logsumexp(x, axis), _total(softmax(x, axis).p * v, axis)
+    return logsumexp(x, axis), total(softmax(x, axis).p * v, axis)
 
 
 def _without_dominant(x: Array, axis: int) -> Array:
@@ -141,7 +162,7 @@ def _log_complement_rule(axis, primals, tangents):
     p = softmax(x, axis).p
     dominant = _dominant(p)
     r = softmax(_without_dominant(x, axis), axis).p
-    among_others = _total(r * _relative(p, v, axis), axis)
+    among_others = total(r * _relative(p, v, axis), axis)
     small = jnp.where(dominant, 0, p)
     tangent = jnp.where(dominant, p * among_others, -small / (1 - small) * _centred(p, v, axis))
     return log_complement(x, axis), tangent
@@ -177,15 +198,15 @@ def _soft_row(x: Array, y: Array, axis: int) -> _SoftRow:
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
     top = jnp.max(x, axis, keepdims=True)
     gap = _gap(x, top, 1)
-    rest = _total(jnp.exp(-gap) * _below(gap, 1), axis) / 2
-    count = x.shape[axis] - _total(_below(_gap(x, top, 2), 2), axis) / 4
+    rest = total(jnp.exp(-gap) * _below(gap, 1), axis) / 2
+    count = x.shape[axis] - total(_below(_gap(x, top, 2), 2), axis) / 4
     tail = rest + jnp.maximum(count - 1, 0)
     # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
-    behind = _total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
+    behind = total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
     behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
     sound = rest < jnp.inf
     scale = nan_unless(sound, jnp.where(count > 0, 1 / (1 + tail), 0))
-    loss = nan_unless(sound, behind + _total(y, axis) * jnp.log1p(tail))
+    loss = nan_unless(sound, behind + total(y, axis) * jnp.log1p(tail))
     alone = jnp.where(count > 1, top + jnp.maximum(jnp.abs(top), 1), top)
     return _SoftRow(top, tail, alone, scale, loss)
 
@@ -202,8 +223,8 @@ def _soft_nll_rule(axis, primals, tangents):
     loss, gradient = _soft_nll_and_gradient(x, y, axis)
     return loss, tangent_sum(
         loss,
-        (v, lambda: _total(gradient * v, axis)),
-        (dy, lambda: _total(finite(softmax(x, axis).nll) * dy, axis)),
+        (v, lambda: total(gradient * v, axis)),
+        (dy, lambda: total(finite(softmax(x, axis).nll) * dy, axis)),
     )
 
 
@@ -221,8 +242,8 @@ def _soft_gradient(x: Array, y: Array, row: _SoftRow, axis: int) -> Array:
     """
     # Compute these once a row, not once an element.
     top, tail, alone, scale = lax.optimization_barrier(row[:4])
-    others = _total(y * _below(_gap(x, alone, 4), 4), axis) / 16
-    others, sole = lax.optimization_barrier((32 * others, _total(y, axis) - others))
+    others = total(y * _below(_gap(x, alone, 4), 4), axis) / 16
+    others, sole = lax.optimization_barrier((32 * others, total(y, axis) - others))
     below = _below(_gap(x, alone, 5), 5)
     return (
         scale / 32 * (jnp.exp(-_gap(x, top, 6)) * (others + below * sole) - y * (32 * tail + below))
@@ -236,12 +257,12 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     all_of = softmax(x, axis)
     d_loss = tangent_sum(
         loss,
-        (v, lambda: _total(gradient * v, axis)),
-        (dy, lambda: _total(finite(all_of.nll) * dy, axis)),
+        (v, lambda: total(gradient * v, axis)),
+        (dy, lambda: total(finite(all_of.nll) * dy, axis)),
     )
     d_gradient = tangent_sum(
         gradient,
-        (v, lambda: _total(y, axis) * all_of.p * _centred(all_of.p, v, axis)),
+        (v, lambda: total(y, axis) * all_of.p * _centred(all_of.p, v, axis)),
         (dy, lambda: _residual(all_of.p, dy, axis)),
     )
     return (loss, gradient), (d_loss, d_gradient)
@@ -267,7 +288,7 @@ def label_nll(x: Array, labels: Array, axis: int) -> Array:
 def _label_nll_rule(axis, primals, tangents):
     (x, labels), (v, _) = primals, tangents
     loss, gradient = _label_nll_and_gradient(x, labels, axis)
-    return loss, tangent_sum(loss, (v, lambda: _total(gradient * v, axis)))
+    return loss, tangent_sum(loss, (v, lambda: total(gradient * v, axis)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -296,7 +317,7 @@ def _label_nll_and_gradient_rule(axis, primals, tangents):
     if isinstance(v, SymbolicZero):
         return (loss, gradient), (jnp.zeros_like(loss), jnp.zeros_like(gradient))
     p = softmax(x, axis).p
-    return (loss, gradient), (_total(gradient * v, axis), p * _centred(p, v, axis))
+    return (loss, gradient), (total(gradient * v, axis), p * _centred(p, v, axis))
 
 
 class _LabelRow(NamedTuple):
@@ -314,7 +335,7 @@ def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
     x_label = jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
     # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
     bump = _label_bump(x, labels, axis, 128.0) - 4096
-    tail = _total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+    tail = total(jnp.exp(jnp.minimum(x - top, bump)), axis)
     gap = jnp.maximum(top - x_label, 0)
     e_label = jnp.exp(-gap)
     # log(tail + e_label), as log1p of what is left without a term that is one.

@@ -78,6 +78,8 @@ def test_targets_of_another_dtype(case):
 @pytest.mark.parametrize("classes", [1000, 32000])
 @pytest.mark.parametrize("case", [c for c in CASES if "softmax" in c.name], ids=str)
 def test_sums_over_many_classes(case, classes):
+    if classes not in case.sizes:
+        pytest.skip("more than its sums are for")
     x, y = case.random(rng(), 2, size=classes)
     got = jax.jit(sweep(case))(x, y)
     with jax.enable_x64(True):

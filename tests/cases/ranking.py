@@ -1,0 +1,190 @@
+"""Rows of the ranking losses."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from mpmath import mpf
+
+import jaxloss
+from tests.cases._case import Case, amplify, sigmoid, softplus
+from tests.cases.categorical import (
+    DENSE_POINTS,
+    _ce_gradient,
+    _ce_hessian,
+    _ce_value,
+    _conditioned,
+    _dense_case,
+    _softmax,
+    _spread,
+)
+
+# Of few sizes: each is a program of its own.
+POINTS = [
+    (np.float32(scores), np.float32(labels))
+    for scores, labels in (
+        ([0.0, -0.0], [1, 0]),
+        ([20.0, 0.0], [2, 1]),
+        ([20.0, 0.0], [1, 2]),
+        ([-60.0, 41.0], [0.5, 0.25]),
+        ([1e7, 1e7 - 2], [0, 1]),
+        ([3.0, 3.0, 0.5, 3.0, 3.0], [1, 0, 0, 0, 1]),
+        ([1e-4, 0.0, -1e-30, 0.25, 0.25], [-1, 3, 1, 0, 0]),
+        ([100.0, 99.25, 40.0, -100.0, -60.0], [0, 0, 0, 0, 0]),
+        ([100.0, 99.25, 40.0, -100.0, -60.0], [0, 1, 2, 3, 4]),
+        ([1.5, -0.3, 2.25, 0.6, -4.0], [2, 0, 1, 1, 0]),
+        ([9.0, 0.0, 0.125, 8.5, -30.0], [0, 4, 1, 3, 2]),
+    )
+]
+SOFTMAX_POINTS = [(x, y) for x, y in DENSE_POINTS if len(x) in (2, 5)]
+SEGMENTS_POINTS = [(x, y) for x, y in DENSE_POINTS if len(x) == 5]
+
+
+def _along_items(x, a):
+    """One number for each item, in the rank of x."""
+    return jnp.asarray(a).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _pairs(x, y, weights, lists):
+    """The pairs (i, j) of items with their weights and differences of scores."""
+    n = range(len(x))
+    return [
+        (i, j, weights(i), x[i] - x[j])
+        for i in n
+        for j in n
+        if y[i] > y[j] and lists(i) == lists(j)
+    ]
+
+
+def _pairwise_case(
+    name, fn, naive, terms, slope, curvature, weights=lambda _: 1, lists=lambda _: 0
+) -> Case:
+    """From the terms of one pair's loss, and of its derivatives by the difference of scores."""
+
+    def value(x, y):
+        return [w * t for _, _, w, d in _pairs(x, y, weights, lists) for t in terms(d)]
+
+    def gradient(x, y, k):
+        # A difference of scores counts for the one item, and against the other.
+        return [
+            ((k == i) - (k == j)) * w * t
+            for i, j, w, d in _pairs(x, y, weights, lists)
+            for t in slope(d)
+        ]
+
+    def hessian(x, y, k, m):
+        return [
+            ((k == i) - (k == j)) * ((m == i) - (m == j)) * w * t
+            for i, j, w, d in _pairs(x, y, weights, lists)
+            for t in curvature(d)
+        ]
+
+    def of_all_pairs(x, y):
+        of = np.arange(x.shape[-1])
+        w, mine = np.array([float(weights(i)) for i in of]), np.array([lists(i) for i in of])
+        pair = (y[:, None] > y[None]) & (mine[:, None] == mine[None])
+        losses = jnp.asarray(w, x.dtype)[:, None] * naive(x[:, None] - x[None])
+        return jnp.sum(jnp.where(pair, losses, 0))
+
+    return Case(
+        name=name,
+        fn=fn,
+        naive=of_all_pairs,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        target_gradient=lambda x, y, i: [mpf(0)],
+        predictions="real",
+        targets="positive",
+        points=POINTS,
+        sizes=(1, 7, 129),
+    )
+
+
+_logistic_case = partial(
+    _pairwise_case,
+    naive=lambda d: jnp.logaddexp(-d, jnp.zeros_like(d)),
+    terms=lambda d: _spread([softplus(-d)], amplify(d) if d > 0 else 1),
+    slope=lambda d: _spread([-sigmoid(-d)], amplify(d) if d > 0 else 1),
+    curvature=lambda d: _spread([sigmoid(d) * sigmoid(-d)], amplify(d)),
+)
+
+
+def _weighted_lists(x, y):
+    """Lists of every other item, weights, and chunks that the items do not fill."""
+    n = np.arange(x.shape[-1])
+    return jaxloss.pairwise_logistic_loss(
+        x,
+        y,
+        weights=_along_items(x, (1 + n % 4) / 4),
+        segments=_along_items(x, n % 2),
+        chunk_size=2,
+    )
+
+
+def _segmented_softmax_case() -> Case:
+    def part(x, y, k):
+        return x[k % 2 :: 2], y[k % 2 :: 2]
+
+    def value(x, y):
+        return [t for k in range(min(2, len(x))) for t in _ce_value(*part(x, y, k))]
+
+    def hessian(x, y, i, j):
+        return _ce_hessian(*part(x, y, i), i // 2, j // 2) if i % 2 == j % 2 else [mpf(0)]
+
+    def target_gradient(x, y, i):
+        x, _ = part(x, y, i)
+        return _spread([_softmax(x)[3][i // 2]], _conditioned(x))
+
+    def fn(x, y):
+        segments = _along_items(x, np.arange(x.shape[-1]) % 2)
+        return jaxloss.ranking_softmax_loss(x, y, reduce_fn=None, segments=segments)
+
+    def naive(x, y):
+        parts = [-jnp.sum(y[k::2] * jnp.log(jax.nn.softmax(x[k::2]))) for k in (0, 1)]
+        return sum(parts[: x.shape[-1]])
+
+    return Case(
+        name="ranking_softmax_loss(segments)",
+        fn=fn,
+        naive=naive,
+        value=value,
+        gradient=lambda x, y, i: _ce_gradient(*part(x, y, i), i // 2),
+        hessian=hessian,
+        target_gradient=target_gradient,
+        predictions="logits",
+        targets="distribution",
+        points=SEGMENTS_POINTS,
+        sizes=(1, 7, 129, 1000),
+    )
+
+
+CASES = [
+    dataclasses.replace(
+        _dense_case(
+            "ranking_softmax_loss",
+            partial(jaxloss.ranking_softmax_loss, reduce_fn=None),
+            optax_fn=partial(optax.losses.ranking_softmax_loss, reduce_fn=None),
+        ),
+        points=SOFTMAX_POINTS[::3],
+    ),
+    _segmented_softmax_case(),
+    _logistic_case("pairwise_logistic_loss", jaxloss.pairwise_logistic_loss),
+    _logistic_case(
+        "pairwise_logistic_loss(weights, segments, chunk_size)",
+        _weighted_lists,
+        weights=lambda i: mpf(1 + i % 4) / 4,
+        lists=lambda i: i % 2,
+    ),
+    _pairwise_case(
+        "pairwise_hinge_loss",
+        jaxloss.pairwise_hinge_loss,
+        naive=lambda d: jax.nn.relu(1 - d),
+        terms=lambda d: [mpf(1), -d] if d < 1 else [],
+        slope=lambda d: [mpf(-1)] if d < 1 else [],
+        curvature=lambda d: [],
+    ),
+]
