@@ -82,6 +82,9 @@ from jaxloss._regression import (
     squared_log_error,
 )
 
+# Sequence
+from jaxloss._sequence import ctc_loss, ctc_loss_with_forward_probs
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -95,6 +98,8 @@ __all__ = [
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
+    "ctc_loss",
+    "ctc_loss_with_forward_probs",
     "distillation_loss",
     "gaussian_nll",
     "generalized_kl_divergence",

@@ -1,10 +1,7 @@
 """The case table: one row a loss and setting. Tests, benchmarks and docs iterate it."""
 
-from tests.cases import binary, categorical, divergence, margin, ranking, regression
+from tests.cases import binary, categorical, divergence, margin, ranking, regression, sequence
 from tests.cases._case import Case
 
-CASES: list[Case] = [
-    case
-    for family in (binary, categorical, regression, margin, divergence, ranking)
-    for case in family.CASES
-]
+FAMILIES = (binary, categorical, regression, margin, divergence, ranking, sequence)
+CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
