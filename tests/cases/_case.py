@@ -126,3 +126,9 @@ def sigmoid(x: mpf) -> mpf:
 
 def amplify(difference: mpf) -> mpf:
     return 1 + abs(difference)
+
+
+def spread(terms, by):
+    """The terms, and two that cancel, so that the scale of the sum is `by` times as large."""
+    extra = sum((abs(t) for t in terms), mpf(0)) * (by - 1) / 2
+    return [*terms, extra, -extra]

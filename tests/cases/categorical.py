@@ -9,7 +9,7 @@ import optax
 from mpmath import mp, mpf
 
 import jaxloss
-from tests.cases._case import Case, amplify
+from tests.cases._case import Case, amplify, spread
 
 LOGITS = [
     np.float32(row)
@@ -59,15 +59,9 @@ def softmax_parts(x):
     return [top - v for v in x], p, q, [top - v + tail for v in x]
 
 
-def _spread(terms, by):
-    """The terms, and two that cancel, so that the scale of the sum is `by` times as large."""
-    extra = sum((abs(t) for t in terms), mpf(0)) * (by - 1) / 2
-    return [*terms, extra, -extra]
-
-
 def _ce_value(x, y):
     _, _, _, nll = softmax_parts(x)
-    return _spread([a * b for a, b in zip(y, nll, strict=True)], _conditioned(x))
+    return spread([a * b for a, b in zip(y, nll, strict=True)], _conditioned(x))
 
 
 def _conditioned(x):
@@ -84,13 +78,13 @@ def _ce_gradient(x, y, i):
     gap, p, q, _ = softmax_parts(x)
     others = sum(y[:i] + y[i + 1 :], mpf(0))
     by = max(amplify(gap[i]), _conditioned(x))
-    return _spread([p[i] * others, -q[i] * y[i]], by)
+    return spread([p[i] * others, -q[i] * y[i]], by)
 
 
 def _ce_hessian(x, y, i, j):
     gap, p, q, _ = softmax_parts(x)
     term = p[i] * q[i] if i == j else -p[i] * p[j]
-    return _spread([sum(y) * term], amplify(gap[i]) + amplify(gap[j]) + _conditioned(x))
+    return spread([sum(y) * term], amplify(gap[i]) + amplify(gap[j]) + _conditioned(x))
 
 
 def _one_hot(k, n):
@@ -127,12 +121,12 @@ def _all_options_case() -> Case:
 
     def value(x, k):
         lse, scale = normaliser(x)
-        return [*_ce_value(x, labels(k, len(x))), *_spread([z * lse**2], scale**2 / lse**2)]
+        return [*_ce_value(x, labels(k, len(x))), *spread([z * lse**2], scale**2 / lse**2)]
 
     def gradient(x, k, i):
         gap, p, _, _ = softmax_parts(x)
         lse, scale = normaliser(x)
-        squared = _spread([2 * z * lse * p[i]], scale / abs(lse) * amplify(gap[i]))
+        squared = spread([2 * z * lse * p[i]], scale / abs(lse) * amplify(gap[i]))
         return [*_ce_gradient(x, labels(k, len(x)), i), *squared]
 
     def hessian(x, k, i, j):
@@ -142,8 +136,8 @@ def _all_options_case() -> Case:
         term = p[i] * q[i] if i == j else -p[i] * p[j]
         return [
             *_ce_hessian(x, labels(k, len(x)), i, j),
-            *_spread([2 * z * p[i] * p[j]], by),
-            *_spread([2 * z * lse * term], scale / abs(lse) * by),
+            *spread([2 * z * p[i] * p[j]], by),
+            *spread([2 * z * lse * term], scale / abs(lse) * by),
         ]
 
     def fn(x, k):
@@ -179,7 +173,7 @@ def _dense_case(name, fn, naive=_naive_dense, optax_fn=None) -> Case:
         value=_ce_value,
         gradient=_ce_gradient,
         hessian=_ce_hessian,
-        target_gradient=lambda x, y, i: _spread([softmax_parts(x)[3][i]], _conditioned(x)),
+        target_gradient=lambda x, y, i: spread([softmax_parts(x)[3][i]], _conditioned(x)),
         predictions="logits",
         targets="distribution",
         points=DENSE_POINTS,
@@ -223,10 +217,10 @@ def _chained_case(name, fn, naive, slope, curvature, value, amplification, optax
         name=name,
         fn=fn,
         naive=naive,
-        value=lambda x, y: _spread(chain(x, y)[0], by(x)),
-        gradient=lambda x, y, i: _spread(chain(x, y)[1](i), by(x, i)),
-        hessian=lambda x, y, i, k: _spread(chain(x, y)[2](i, k), by(x, i, k)),
-        target_gradient=lambda x, y, i: _spread(chain(x, _one_hot(i, len(x)))[0], by(x)),
+        value=lambda x, y: spread(chain(x, y)[0], by(x)),
+        gradient=lambda x, y, i: spread(chain(x, y)[1](i), by(x, i)),
+        hessian=lambda x, y, i, k: spread(chain(x, y)[2](i, k), by(x, i, k)),
+        target_gradient=lambda x, y, i: spread(chain(x, _one_hot(i, len(x)))[0], by(x)),
         predictions="logits",
         targets="distribution",
         points=DENSE_POINTS,

@@ -14,8 +14,7 @@ import numpy as np
 from mpmath import mp, mpf
 
 import jaxloss
-from tests.cases._case import Case, amplify
-from tests.cases.categorical import _spread
+from tests.cases._case import Case, amplify, spread
 
 FRAMES, CLASSES = 4, 3
 # Nothing, one label, two, a repeated one that needs a blank in between, and two more.
@@ -88,8 +87,8 @@ def _amplified(x):
 def _gradient(x, k, i):
     exact, (t, j) = lattice(tuple(x), LABELS[k]), divmod(i, CLASSES)
     if exact.p[t][j] > 0.5:
-        return _spread([exact.others[t][j], -exact.q[t][j]], _amplified(x))
-    return _spread([exact.p[t][j], -exact.given[t][j]], _amplified(x))
+        return spread([exact.others[t][j], -exact.q[t][j]], _amplified(x))
+    return spread([exact.p[t][j], -exact.given[t][j]], _amplified(x))
 
 
 def _hessian(x, k, i, j):
@@ -103,7 +102,7 @@ def _hessian(x, k, i, j):
         terms += [-both * by, each * by]
     if t == u:
         terms.append(exact.p[t][a] * (exact.q[t][a] if a == b else -exact.p[t][b]))
-    return _spread(terms, _amplified(x))
+    return spread(terms, _amplified(x))
 
 
 def _batch(x, k):
