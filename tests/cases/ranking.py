@@ -10,7 +10,7 @@ import optax
 from mpmath import mpf
 
 import jaxloss
-from tests.cases._case import Case, amplify, sigmoid, softplus
+from tests.cases._case import Case, amplify, sigmoid, softplus, spread
 from tests.cases.categorical import (
     DENSE_POINTS,
     _ce_gradient,
@@ -18,8 +18,7 @@ from tests.cases.categorical import (
     _ce_value,
     _conditioned,
     _dense_case,
-    _softmax,
-    _spread,
+    softmax_parts,
 )
 
 # Of few sizes: each is a program of its own.
@@ -107,9 +106,9 @@ def _pairwise_case(
 _logistic_case = partial(
     _pairwise_case,
     naive=lambda d: jnp.logaddexp(-d, jnp.zeros_like(d)),
-    terms=lambda d: _spread([softplus(-d)], amplify(d) if d > 0 else 1),
-    slope=lambda d: _spread([-sigmoid(-d)], amplify(d) if d > 0 else 1),
-    curvature=lambda d: _spread([sigmoid(d) * sigmoid(-d)], amplify(d)),
+    terms=lambda d: spread([softplus(-d)], amplify(d) if d > 0 else 1),
+    slope=lambda d: spread([-sigmoid(-d)], amplify(d) if d > 0 else 1),
+    curvature=lambda d: spread([sigmoid(d) * sigmoid(-d)], amplify(d)),
 )
 
 
@@ -137,7 +136,7 @@ def _segmented_softmax_case() -> Case:
 
     def target_gradient(x, y, i):
         x, _ = part(x, y, i)
-        return _spread([_softmax(x)[3][i // 2]], _conditioned(x))
+        return spread([softmax_parts(x)[3][i // 2]], _conditioned(x))
 
     def fn(x, y):
         segments = _along_items(x, np.arange(x.shape[-1]) % 2)
