@@ -46,7 +46,11 @@ from jaxloss._fenchel_young import (
 )
 
 # Categorical, with easy and hard examples weighed differently
-from jaxloss._focal import poly_loss_cross_entropy, softmax_focal_loss
+from jaxloss._focal import (
+    generalized_cross_entropy,
+    poly_loss_cross_entropy,
+    softmax_focal_loss,
+)
 
 # Regression with a predicted distribution
 from jaxloss._likelihood import (
@@ -65,6 +69,15 @@ from jaxloss._margin import (
     multiclass_perceptron_loss,
     perceptron_loss,
     squared_hinge_loss,
+)
+
+# Overlap of segmentations
+from jaxloss._overlap import (
+    binary_dice_loss,
+    dice_loss,
+    jaccard_loss,
+    multiclass_generalized_dice_loss,
+    tversky_loss,
 )
 
 # Ranking
@@ -92,6 +105,7 @@ __all__ = [
     "absolute_error",
     "absolute_percentage_error",
     "binary_cross_entropy",
+    "binary_dice_loss",
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
@@ -100,17 +114,21 @@ __all__ = [
     "cosine_similarity",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
+    "dice_loss",
     "distillation_loss",
     "gaussian_nll",
+    "generalized_cross_entropy",
     "generalized_kl_divergence",
     "hinge_loss",
     "huber_loss",
+    "jaccard_loss",
     "js_divergence",
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "l2_loss",
     "log_cosh",
     "make_fenchel_young_loss",
+    "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
@@ -132,4 +150,5 @@ __all__ = [
     "squared_error",
     "squared_hinge_loss",
     "squared_log_error",
+    "tversky_loss",
 ]

@@ -234,14 +234,8 @@ def categorical_cross_entropy(
 
 @partial(one_program, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = _probabilities(_inputs.exclude(live, p, 1)), _inputs.exclude(live, y, 0)
+    p, y = _inputs.probabilities(_inputs.exclude(live, p, 1)), _inputs.exclude(live, y, 0)
     return 0 - jnp.sum(xlogy(y, p), axis)
-
-
-def _probabilities(p):
-    """`p`, with what cannot be a probability made NaN in value and gradient."""
-    slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * nan_unless((p >= 0) & (p <= 1 + slack), jnp.ones_like(p))
 
 
 def categorical_cross_entropy_with_integer_labels(
@@ -299,7 +293,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = _inputs.ignore(p, labels, axis, ignore_index)
     p = _inputs.live_classes(live, p, axis, 0, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
-    p = _probabilities(p) * nan_unless(valid, jnp.ones(valid.shape, p.dtype))
+    p = _inputs.probabilities(p) * nan_unless(valid, jnp.ones(valid.shape, p.dtype))
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)

@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
+from jaxloss._categorical import softmax_cross_entropy_with_integer_labels
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, one_program, times
+from jaxloss._numerics import finite, one_program, tangent_sum, times
 from jaxloss._softmax import along, complement, log_complement, softmax
 
 
@@ -141,3 +142,105 @@ def _poly(x, y, live, epsilon, *, axis):
     x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
     terms = epsilon * complement(x, axis) + softmax(x, axis).nll
     return _inputs.live_rows(live, jnp.sum(times(y, terms), axis), axis)
+
+
+def generalized_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    q: ArrayLike = 0.7,
+    ignore_index: int | None = None,
+) -> Array:
+    r"""Bounded cross-entropy of `softmax(logits)`, for integer labels some of which are wrong.
+
+    With x the logits of one row, k its label and p = softmax(x):
+
+        loss = (1 - p_k**q) / q
+
+    the cross-entropy in the limit of q = 0, and 1 - p_k, the probability of an error, at q = 1.
+
+    Args:
+        logits: unnormalised log-probabilities, floating, classes along `axis`. A logit of
+            -inf excludes its class.
+        labels: integers in [0, C), of the shape of `logits` without `axis`, or of that rank
+            with axes of size 1. Any other label makes the loss and the gradient of its row
+            NaN; under `jax.experimental.checkify` it is reported.
+        axis: the class axis; for a tuple (None: all) the label is the flat index into them.
+        where: booleans, shaped like `logits` to exclude classes, or without the class axes
+            to exclude rows.
+        q: from 0, trusting every label, to 1; a scalar, which may be traced.
+        ignore_index: rows with this label cost 0 and have gradient 0, whatever their logits.
+
+    Returns:
+        The loss, in [0, 1 / q], of the shape of `labels`, in float32 (float64 for float64
+        logits); 0 where `where` leaves no class, 1 / q where the label's class is excluded.
+
+    Raises:
+        TypeError: logits are not floating point, labels not integers, `where` not boolean.
+        ValueError: shapes do not match, `q` is outside [0, 1], or `axis` is not one of the
+            logits.
+
+    The derivative by the logits is `p_k**q * (p - one_hot(k))`. It, and that by q, is exact
+    also where p_k is close to one and where q is close or equal to zero.
+
+    References:
+        Zhang and Sabuncu, Generalized cross entropy loss for training deep neural networks
+        with noisy labels, 2018, arXiv:1805.07836.
+
+    >>> import jax, jaxloss
+    >>> logits = jax.numpy.array([[20.0, 0.0], [0.0, 20.0]])
+    >>> print(jaxloss.generalized_cross_entropy(logits, jax.numpy.array([0, 0])))
+    [2.0612e-09 1.42857]
+    """
+    _checks.option("q", q, 0, 1)
+    nll = softmax_cross_entropy_with_integer_labels(
+        logits, labels, axis, where, ignore_index=ignore_index
+    )
+    q = _checks.numeric("q", q, nll.dtype)
+    _checks.fits("q", q, "one setting", ())
+    return bounded_nll(nll, q)
+
+
+@one_program
+def bounded_nll(nll, q):
+    """`(1 - exp(-q * nll)) / q`, for a `nll` of inf too."""
+    loss = _moment(finite(nll), q, 0)
+    return loss + jax.lax.stop_gradient(jnp.where(jnp.isinf(nll) & (q == 0), jnp.inf, 0))
+
+
+# The functions
+#   m_k = integral over u from 0 to n of u**k exp(-q u)
+# are closed under differentiation: d m_k / dn = n**k exp(-q n), d m_k / dq = -m_(k+1).
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _moment(n: Array, q: Array, k: int) -> Array:
+    y, safe_q = q * n, jnp.where(q == 0, 1, q)
+    if k == 0:
+        return jnp.where(y == 0, n, -jnp.expm1(-y) / safe_q)
+    # By parts; for small y, where that cancels, a series of which all terms are positive:
+    #   n**(k+1) / (k+1) * exp(-y) * (1 + y / (k+2) * (1 + y / (k+3) * ...)).
+    by_parts = (k * _moment(n, q, k - 1) - _damped(n, q, k)) / safe_q
+    small = jnp.where(y < k + 1, y, 0)
+    series = jnp.ones_like(small)
+    for j in range(30, 0, -1):
+        series = 1 + small / (k + 1 + j) * series
+    return jnp.where(y < k + 1, _damped(n, q, k) * n / (k + 1) * series, by_parts)
+
+
+def _damped(n, q, k):
+    """`n**k * exp(-q n)`, not as infinity times zero."""
+    return (n * jnp.exp(-q * n / k)) ** k if k else jnp.exp(-q * n)
+
+
+@partial(_moment.defjvp, symbolic_zeros=True)
+def _moment_rule(k, primals, tangents):
+    (n, q), (dn, dq) = primals, tangents
+    out = _moment(n, q, k)
+    return out, tangent_sum(
+        out,
+        (dn, lambda: _damped(n, q, k) * dn),
+        (dq, lambda: -_moment(n, q, k + 1) * dq),
+    )

@@ -142,3 +142,9 @@ def live_classes(live, x, axis, fill, empty):
 
 def live_rows(live, loss, axis):
     return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)
+
+
+def probabilities(p):
+    """`p`, with what cannot be a probability made NaN in value and gradient."""
+    slack = 4 * float(jnp.finfo(p.dtype).eps)
+    return p * nan_unless((p >= 0) & (p <= 1 + slack), jnp.ones_like(p))

@@ -215,7 +215,8 @@ def _replace(where: Array, axes: tuple[int, ...], predictions: Any, targets: Any
 def _along_examples(mask: Array, to: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """Give a per-example mask the axes of an array, with size 1 for the class axes."""
     shape = list(mask.shape)
-    for a in axes:
+    # Some functions sum over all axes but the batch's by default, and say so as None.
+    for a in axes if len(axes) + mask.ndim <= len(to) else ():
         if a <= len(shape) < len(to):
             shape.insert(a, 1)
     shape += [1] * (len(to) - len(shape))

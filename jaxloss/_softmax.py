@@ -80,7 +80,7 @@ def _relative(p: Array, v: Array, axis: int, groups: Array | None = None) -> Arr
     return jnp.where(dominant, 0, v - total(jnp.where(dominant, v, 0), axis, groups))
 
 
-def _centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
+def centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
     """`v - sum(p * v)`, the tangent of the log-probabilities.
 
     What remains relative to the dominant class is weighted by small probabilities only.
@@ -90,7 +90,7 @@ def _centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Arra
 
 
 def _residual(p: Array, w: Array, axis: int) -> Array:
-    """`p * sum(w) - w`, minus the transpose of `_centred`; it sums to zero."""
+    """`p * sum(w) - w`, minus the transpose of `centred`; it sums to zero."""
     others = jnp.where(_dominant(p), 0, p * total(w, axis) - w)
     return jnp.where(_dominant(p), -total(others, axis), others)
 
@@ -110,7 +110,7 @@ def softmax(x: Array, axis: int, groups: Array | None = None) -> Softmax:
 def _softmax_rule(axis, primals, tangents):
     (x, groups), (v, _) = primals, tangents
     out = softmax(x, axis, groups)
-    c = _centred(out.p, v, axis, groups)
+    c = centred(out.p, v, axis, groups)
     return out, Softmax(out.p * c, -c)
 
 
@@ -125,7 +125,7 @@ def complement(x: Array, axis: int) -> Array:
 def _complement_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
     p = softmax(x, axis).p
-    return complement(x, axis), -p * _centred(p, v, axis)
+    return complement(x, axis), -p * centred(p, v, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -164,7 +164,7 @@ def _log_complement_rule(axis, primals, tangents):
     r = softmax(_without_dominant(x, axis), axis).p
     among_others = total(r * _relative(p, v, axis), axis)
     small = jnp.where(dominant, 0, p)
-    tangent = jnp.where(dominant, p * among_others, -small / (1 - small) * _centred(p, v, axis))
+    tangent = jnp.where(dominant, p * among_others, -small / (1 - small) * centred(p, v, axis))
     return log_complement(x, axis), tangent
 
 
@@ -262,7 +262,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     )
     d_gradient = tangent_sum(
         gradient,
-        (v, lambda: total(y, axis) * all_of.p * _centred(all_of.p, v, axis)),
+        (v, lambda: total(y, axis) * all_of.p * centred(all_of.p, v, axis)),
         (dy, lambda: _residual(all_of.p, dy, axis)),
     )
     return (loss, gradient), (d_loss, d_gradient)
@@ -317,7 +317,7 @@ def _label_nll_and_gradient_rule(axis, primals, tangents):
     if isinstance(v, SymbolicZero):
         return (loss, gradient), (jnp.zeros_like(loss), jnp.zeros_like(gradient))
     p = softmax(x, axis).p
-    return (loss, gradient), (total(gradient * v, axis), p * _centred(p, v, axis))
+    return (loss, gradient), (total(gradient * v, axis), p * centred(p, v, axis))
 
 
 class _LabelRow(NamedTuple):

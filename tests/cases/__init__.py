@@ -1,7 +1,16 @@
 """The case table: one row a loss and setting. Tests, benchmarks and docs iterate it."""
 
-from tests.cases import binary, categorical, divergence, margin, ranking, regression, sequence
+from tests.cases import (
+    binary,
+    categorical,
+    divergence,
+    margin,
+    overlap,
+    ranking,
+    regression,
+    sequence,
+)
 from tests.cases._case import Case
 
-FAMILIES = (binary, categorical, regression, margin, divergence, ranking, sequence)
+FAMILIES = (binary, categorical, regression, margin, divergence, overlap, ranking, sequence)
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]

@@ -258,6 +258,47 @@ def _focal_case(power, **options) -> Case:
     )
 
 
+def _generalized_case(power) -> Case:
+    g = mpf(power)
+
+    def parts(x, k, *indices):
+        """The label's p**g, and the amplification of it and of the gaps of some classes."""
+        gap, p, q, nll = softmax_parts(x)
+        by = amplify(g * nll[k]) + _conditioned(x) + sum((amplify(gap[i]) for i in indices), mpf(0))
+        # Of p - one_hot(k), exactly.
+        slope = [-q[i] if i == k else p[i] for i in range(len(x))]
+        return mp.exp(-g * nll[k]), p, q, slope, by
+
+    def value(x, k):
+        nll = softmax_parts(x)[3][k]
+        return spread([-mp.expm1(-g * nll) / g if g else nll], _conditioned(x))
+
+    def gradient(x, k, i):
+        weight, _, _, slope, by = parts(x, k, i)
+        return spread([weight * slope[i]], by)
+
+    def hessian(x, k, i, j):
+        weight, p, q, slope, by = parts(x, k, i, j)
+        curvature = p[i] * q[i] if i == j else -p[i] * p[j]
+        return spread([weight * curvature, -g * weight * slope[i] * slope[j]], by)
+
+    def naive(x, k):
+        p = jnp.take_along_axis(jax.nn.softmax(x), k[..., None], -1)[..., 0]
+        return (1 - p**power) / power if power else -jnp.log(p)
+
+    return Case(
+        name=f"generalized_cross_entropy(q={power:g})",
+        fn=partial(jaxloss.generalized_cross_entropy, q=power),
+        naive=naive,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        predictions="logits",
+        targets="integer",
+        points=INTEGER_POINTS,
+    )
+
+
 CASES = [
     Case(
         name="softmax_cross_entropy_with_integer_labels",
@@ -295,6 +336,8 @@ CASES = [
         mpf(0),
         optax_fn=optax.losses.poly_loss_cross_entropy,
     ),
+    _generalized_case(0.75),
+    _generalized_case(0.0),
     Case(
         name="categorical_cross_entropy",
         fn=jaxloss.categorical_cross_entropy,

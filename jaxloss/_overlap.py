@@ -1,0 +1,450 @@
+"""Losses of the overlap of two segmentations: Dice, Tversky, Jaccard and generalised Dice.
+
+All are one function of three sums over the pixels of a class: what was found, what was
+found but is not there, and what was missed.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._checks import Axis
+from jaxloss._numerics import one_program, ratio, sigmoid, tangent_sum
+from jaxloss._reduce import reduce_losses
+from jaxloss._softmax import along, centred, complement, softmax
+
+ClassReduction = Literal["mean", "sum", "none"]
+
+
+def dice_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    class_weights: ArrayLike | None = None,
+    smooth: ArrayLike = 1.0,
+    alpha: ArrayLike = 0.5,
+    beta: ArrayLike = 0.5,
+    apply_softmax: bool = True,
+    reduction: ClassReduction = "mean",
+    ignore_background: bool = False,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""One minus the Dice coefficient of predicted and true regions, averaged over classes.
+
+    With p the probability and t the target of a pixel for one class, s = `smooth`, and sums
+    over pixels TP = sum p t, FP = sum p (1 - t), FN = sum (1 - p) t, the class costs
+
+        loss = 1 - (TP + s) / (TP + alpha * FP + beta * FN + s)
+
+    computed as `(alpha * FP + beta * FN) / (TP + alpha * FP + beta * FN + s)`, where 0 / 0 is 0.
+
+    Args:
+        predictions: logits, floating, shaped (batch, pixels ..., classes). With one class
+            their sigmoid is taken, else their softmax; a logit of -inf excludes its class.
+        targets: one-hot, or any numbers in [0, 1]: bool, integer or floating, of the shape of
+            `predictions`. Either may lack the class axis if there is one class.
+        class_weights: one weight for each class; they multiply its loss and do not normalise it.
+        smooth: s, at least 0.
+        alpha: weight of false positives, at least 0.
+        beta: weight of false negatives, at least 0.
+        apply_softmax: False if predictions are probabilities. They are taken as they are; under
+            `jax.experimental.checkify` those of a pixel that do not sum to one are reported.
+        reduction: "mean", "sum" or "none", over classes.
+        ignore_background: leave out the first class, if there are several.
+        axis: the axes to sum over; by default all but the first and the last. Those of a
+            volume, or also that of the batch, but not the class axis.
+        where: booleans; without the class axis to leave out pixels, or of the shape of
+            `predictions` to leave out classes of pixels, as a logit of -inf would.
+
+    Returns:
+        Losses in [0, 1) (times weights), of the shape of `predictions` without `axis` and
+        classes (with classes for "none"), in float32 (float64 for float64 predictions); NaN
+        for a probability outside [0, 1]. A class without targets and predictions costs 0.
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match; a setting is out of its range; `axis` names the class
+            axis, or one that predictions do not have; an unknown reduction.
+
+    A near-perfect prediction costs, and has as its gradient, the small number that it should,
+    to the last digits. Where `0 / 0` is 0 (`smooth` is 0, nothing is there and nothing is
+    found), all derivatives are 0.
+
+    References:
+        Milletari et al., V-Net, 2016, arXiv:1606.04797; Salehi et al., 2017,
+        arXiv:1706.05721 (alpha and beta).
+
+    >>> import jax, jaxloss
+    >>> logits, targets = jax.numpy.array([[9.0, -9.0, 0.0]]), jax.numpy.array([[1, 0, 1]])
+    >>> print(jaxloss.dice_loss(logits[..., None], targets[..., None]))
+    [0.09096]
+    """
+    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
+    return _dice(predictions, targets, alpha, beta, *shared)
+
+
+def tversky_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.5,
+    beta: ArrayLike = 0.5,
+    class_weights: ArrayLike | None = None,
+    smooth: ArrayLike = 1.0,
+    apply_softmax: bool = True,
+    reduction: ClassReduction = "mean",
+    ignore_background: bool = False,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""One minus the Tversky index, which weighs false positives and false negatives.
+
+        loss = 1 - (TP + s) / (TP + alpha * FP + beta * FN + s)
+
+    At alpha = beta = 1/2 this is the Dice loss, at 1 the Jaccard loss.
+
+    Args:
+        predictions, targets: logits and targets, shaped (batch, pixels ..., classes).
+        alpha: weight of false positives, at least 0.
+        beta: weight of false negatives, at least 0.
+        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where: see
+            `dice_loss`, as for TP, FP and FN.
+
+    Returns, raises and derivatives: see `dice_loss`, which this is, by its name.
+
+    References:
+        Salehi et al., Tversky loss function for image segmentation, 2017, arXiv:1706.05721.
+
+    >>> import jax, jaxloss
+    >>> p, t = jax.numpy.array([[1.0, 0.0, 0.0, 0.0]]), jax.numpy.array([[1, 1, 0, 0]])
+    >>> options = dict(alpha=0.25, beta=0.75, smooth=0.0, apply_softmax=False)
+    >>> print(jaxloss.tversky_loss(p[..., None], t[..., None], **options))
+    [0.428571]
+    """
+    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
+    return _dice(predictions, targets, alpha, beta, *shared)
+
+
+def jaccard_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    class_weights: ArrayLike | None = None,
+    smooth: ArrayLike = 1.0,
+    apply_softmax: bool = True,
+    reduction: ClassReduction = "mean",
+    ignore_background: bool = False,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""One minus the Jaccard index, the intersection over the union.
+
+        loss = 1 - (TP + s) / (TP + FP + FN + s)
+
+    Args:
+        predictions, targets: logits and targets, shaped (batch, pixels ..., classes).
+        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where: see
+            `dice_loss`, as for TP, FP and FN.
+
+    Returns, raises and derivatives: see `dice_loss`.
+
+    References:
+        Rahman and Wang, Optimizing intersection-over-union in deep neural networks, 2016.
+
+    >>> import jax, jaxloss
+    >>> p, t = jax.numpy.array([[1.0, 1.0, 0.0, 0.0]]), jax.numpy.array([[1, 0, 1, 0]])
+    >>> options = dict(smooth=0.0, apply_softmax=False)
+    >>> print(jaxloss.jaccard_loss(p[..., None], t[..., None], **options))
+    [0.666667]
+    """
+    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
+    return _dice(predictions, targets, 1.0, 1.0, *shared)
+
+
+def binary_dice_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    smooth: ArrayLike = 1.0,
+    apply_sigmoid: bool = True,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""`dice_loss` of one class, whose axis may be left out.
+
+    Args:
+        predictions: logits, floating, shaped (batch, pixels ...) or (batch, pixels ..., 1). A
+            last axis of size 1 is the class axis, so (n, 1) is n examples of a pixel.
+        targets: numbers in [0, 1], likewise.
+        smooth: added to the numerator and denominator, at least 0.
+        apply_sigmoid: False if predictions are probabilities.
+        where: booleans to leave out pixels, likewise.
+
+    Returns:
+        Losses in [0, 1), one for each entry of the first axis, in float32 (float64 for float64
+        predictions); NaN for a probability outside [0, 1].
+
+    Raises and derivatives: see `dice_loss`.
+
+    References:
+        Milletari et al., V-Net, 2016, arXiv:1606.04797.
+
+    >>> import jax, jaxloss
+    >>> logits, targets = jax.numpy.array([[9.0, -9.0, 0.0]]), jax.numpy.array([[1, 0, 1]])
+    >>> print(jaxloss.binary_dice_loss(logits, targets))
+    [0.09096]
+    """
+    x, t = jnp.asarray(predictions), jnp.asarray(targets)
+    if x.ndim == t.ndim and x.shape[-1:] != (1,):
+        x, t = x[..., None], t[..., None]
+    return dice_loss(x, t, smooth=smooth, apply_softmax=apply_sigmoid, where=where)
+
+
+def multiclass_generalized_dice_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    smooth: ArrayLike = 1.0,
+    apply_softmax: bool = True,
+    ignore_background: bool = False,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Dice loss in which rare classes weigh more; a mean over classes and the batch.
+
+    With F_c the sum of the targets of class c over batch and pixels, C classes and dice_c
+    the Dice loss of an example:
+
+        loss = mean over batch and c of w_c * dice_c,    w_c = C * v_c / sum_k v_k,
+        v_c = 1 / (F_c ** 2 + 1e-7)
+
+    A class that is nowhere in the batch has nearly all of the weight.
+
+    Args:
+        predictions: logits, floating, shaped (batch, pixels ..., classes).
+        targets: one-hot, or any numbers in [0, 1], of the shape of `predictions`.
+        smooth: added to the numerator and denominator of each class, at least 0.
+        apply_softmax: False if predictions are probabilities; see `dice_loss`.
+        ignore_background: leave out the first class, if there are several, after weighing.
+        where: booleans to leave out pixels; see `dice_loss`.
+
+    Returns:
+        A scalar, in float32 (float64 for float64 predictions); 0 for an empty batch.
+
+    Raises and derivatives: see `dice_loss`; those by targets include the weights'.
+
+    References:
+        Sudre et al., Generalised Dice overlap, 2017, arXiv:1707.03237.
+
+    >>> import jax, jaxloss
+    >>> targets = jax.nn.one_hot(jax.numpy.array([[0, 0, 0, 1]]), 2)
+    >>> print(jaxloss.multiclass_generalized_dice_loss(2 * targets, targets))
+    0.107391
+    """
+    pixels = _pixels(predictions, targets, where)
+    return _generalized(
+        pixels,
+        _setting("smooth", smooth, pixels.x.dtype),
+        axis=_pixel_axes(None, pixels.x.ndim),
+        tolerance=None if apply_softmax else _tolerance(predictions),
+        ignore_background=ignore_background,
+    )
+
+
+def _dice(predictions, targets, alpha, beta, *shared):
+    class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where = shared
+    if reduction not in get_args(ClassReduction):
+        names = ", ".join(repr(name) for name in get_args(ClassReduction))
+        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+    pixels = _pixels(predictions, targets, where)
+    shape, dtype = pixels.x.shape, pixels.x.dtype
+    if class_weights is not None:
+        class_weights = _checks.numeric("class_weights", class_weights, dtype)
+        if class_weights.shape != shape[-1:]:
+            raise ValueError(
+                f"class_weights of shape {class_weights.shape} do not match predictions of shape "
+                f"{shape} with {shape[-1]} classes: give one weight a class"
+            )
+    settings = {"alpha": alpha, "beta": beta, "smooth": smooth}
+    return _class_average(
+        pixels,
+        class_weights,
+        *(_setting(name, value, dtype) for name, value in settings.items()),
+        axis=_pixel_axes(axis, len(shape)),
+        tolerance=None if apply_softmax else _tolerance(predictions),
+        ignore_background=ignore_background,
+        reduction=reduction,
+    )
+
+
+class _Pixels(NamedTuple):
+    x: Array  # logits or probabilities, classes last
+    t: Array
+    live: Array | None
+
+
+def _pixels(predictions, targets, where) -> _Pixels:
+    x = _checks.predictions("predictions", predictions)
+    t = _checks.numeric("targets", targets, x.dtype)
+    given = f"predictions of shape {x.shape} and targets of shape {t.shape}"
+    if abs(x.ndim - t.ndim) == 1:
+        x, t = (a[..., None] if a.ndim == min(x.ndim, t.ndim) else a for a in (x, t))
+    if x.shape != t.shape:
+        raise ValueError(
+            f"{given} do not match: give the same shape; of integer class labels make "
+            f"jax.nn.one_hot(targets, classes)"
+        )
+    x, _, live = _inputs.rows("predictions", x, -1, where)
+    return _Pixels(x, t, live)
+
+
+def _setting(name, value, dtype) -> Array:
+    _checks.option(name, value, 0, float("inf"))
+    value = _checks.numeric(name, value, dtype)
+    _checks.fits(name, value, "one setting", ())
+    return value
+
+
+def _pixel_axes(axis, ndim) -> tuple[int, ...]:
+    if axis is None or axis == ():
+        return tuple(range(1, ndim - 1)) if axis is None else ()
+    axes = _checks.axes(axis, ndim)
+    if ndim - 1 in axes:
+        raise ValueError(f"axis {axis} names the class axis of predictions of rank {ndim}")
+    return axes
+
+
+def _tolerance(probabilities) -> float:
+    """How far from one a sum of probabilities may be, by rounding in the dtype they came in."""
+    return 1e-5 + float(jnp.finfo(jnp.asarray(probabilities).dtype).eps)
+
+
+@partial(one_program, static_argnames=("axis", "tolerance", "ignore_background", "reduction"))
+def _class_average(
+    pixels, class_weights, alpha, beta, smooth, *, axis, tolerance, ignore_background, reduction
+):
+    losses = tversky(_outcomes(pixels, axis, tolerance), alpha, beta, smooth)
+    losses = _weighed(losses, class_weights, ignore_background)
+    if reduction == "none":
+        return losses
+    total = jnp.sum(losses, -1)
+    return total if reduction == "sum" else total / losses.shape[-1]
+
+
+@partial(one_program, static_argnames=("axis", "tolerance", "ignore_background"))
+def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
+    losses = tversky(_outcomes(pixels, axis, tolerance), 0.5, 0.5, smooth)
+    targets = _inputs.exclude(pixels.live, pixels.t, 0)
+    frequency = jnp.sum(targets, tuple(range(targets.ndim - 1)))
+    weights = frequency.size * _rarity(frequency)
+    return reduce_losses(_weighed(losses, weights, ignore_background), "mean")
+
+
+def _weighed(losses, class_weights, ignore_background):
+    if class_weights is not None:
+        losses *= class_weights.reshape(along(losses, losses.ndim - 1))
+    return losses[..., 1:] if ignore_background and losses.shape[-1] > 1 else losses
+
+
+class Outcomes(NamedTuple):
+    """Sums over pixels. What is left out of the sums adds nothing to any of them."""
+
+    true_positives: Array
+    false_positives: Array
+    false_negatives: Array
+
+
+def outcomes(p: Array, one_minus_p: Array, t: Array, axis: tuple[int, ...]) -> Outcomes:
+    return Outcomes(
+        jnp.sum(p * t, axis), jnp.sum(p * (1 - t), axis), jnp.sum(one_minus_p * t, axis)
+    )
+
+
+def tversky(of: Outcomes, alpha, beta, smooth) -> Array:
+    return share(alpha * of.false_positives + beta * of.false_negatives, of.true_positives + smooth)
+
+
+def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
+    x, t, live = pixels
+    t = _inputs.exclude(live, t, 0)
+    if tolerance is None:
+        return outcomes(*_both(_inputs.exclude(live, x, -jnp.inf)), t, axis)
+    x = _inputs.exclude(live, x, 0)
+    if x.shape[-1] > 1:
+        _report_sums(x, live, tolerance)
+    p = _inputs.probabilities(x)
+    return outcomes(p, 1 - p, t, axis)
+
+
+@jax.custom_jvp
+def _both(x: Array) -> tuple[Array, Array]:
+    """Probabilities p of the last axis, and 1 - p."""
+    if x.shape[-1] == 1:
+        return sigmoid(x), sigmoid(-x)
+    return softmax(x, x.ndim - 1).p, complement(x, x.ndim - 1)
+
+
+@_both.defjvp
+def _both_rule(primals, tangents):
+    # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
+    (x,), (dx,) = primals, tangents
+    p, q = _both(x)
+    dp = p * q * dx if x.shape[-1] == 1 else p * centred(p, dx, x.ndim - 1)
+    return (p, q), (dp, -dp)
+
+
+def _report_sums(p, live, tolerance):
+    sums = jnp.sum(p, -1)
+    if live is not None:  # Without some of the classes there is no sum to expect.
+        sums = jnp.where(jnp.all(live, -1), sums, 1)
+    checkify.debug_check(
+        jnp.all(jnp.abs(sums - 1) <= tolerance),
+        "the probabilities of a pixel must sum to one, but sums reach from {low} to {high}",
+        low=jnp.min(sums, initial=1),
+        high=jnp.max(sums, initial=1),
+    )
+
+
+@jax.custom_jvp
+def share(part: Array, rest: Array) -> Array:
+    """`part / (part + rest)`, with 0 / 0 = 0, of amounts that are not negative."""
+    return ratio(part, _whole(part, rest))
+
+
+@partial(share.defjvp, symbolic_zeros=True)
+def _share_rule(primals, tangents):
+    # d share = (rest * d part - part * d rest) / whole**2, where autodiff would subtract
+    # part / whole from 1; written with the shares, so that nothing is squared.
+    (part, rest), (d_part, d_rest) = primals, tangents
+    out, whole = share(part, rest), _whole(part, rest)
+    return out, tangent_sum(
+        out,
+        (d_part, lambda: ratio(share(rest, part), whole) * d_part),
+        (d_rest, lambda: -ratio(out, whole) * d_rest),
+    )
+
+
+def _whole(part, rest):
+    whole = part + rest
+    return jnp.where(jnp.abs(whole) < float(jnp.finfo(whole.dtype).tiny), 1, whole)
+
+
+@jax.custom_jvp
+def _rarity(frequency: Array) -> Array:
+    """Weights `1 / (frequency**2 + 1e-7)`, made to sum to one."""
+    weights = 1 / (frequency**2 + 1e-7)
+    return weights / jnp.sum(weights)
+
+
+@_rarity.defjvp
+def _rarity_rule(primals, tangents):
+    # With r the result, d r = r * (d log w - sum(r * d log w)), exact for a class of nearly
+    # all weight, and d log w = -2 f df / (f**2 + 1e-7).
+    (f,), (df,) = primals, tangents
+    r = _rarity(f)
+    return r, r * centred(r, -2 * f / (f**2 + 1e-7) * df, 0)
