@@ -22,6 +22,9 @@ from jaxloss._categorical import (
     softmax_cross_entropy_with_integer_labels,
 )
 
+# Contrastive
+from jaxloss._contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
+
 # Regression of directions
 from jaxloss._cosine import (
     cosine_distance,
@@ -71,6 +74,9 @@ from jaxloss._margin import (
     squared_hinge_loss,
 )
 
+# Contrastive, with margins
+from jaxloss._metric import circle_loss, triplet_margin_loss
+
 # Overlap of segmentations
 from jaxloss._overlap import (
     binary_dice_loss,
@@ -109,6 +115,7 @@ __all__ = [
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
+    "circle_loss",
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
@@ -121,6 +128,7 @@ __all__ = [
     "generalized_kl_divergence",
     "hinge_loss",
     "huber_loss",
+    "info_nce",
     "jaccard_loss",
     "js_divergence",
     "kl_divergence",
@@ -132,6 +140,7 @@ __all__ = [
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
+    "ntxent",
     "pairwise_hinge_loss",
     "pairwise_logistic_loss",
     "perceptron_loss",
@@ -140,6 +149,7 @@ __all__ = [
     "quantile_loss",
     "ranking_softmax_loss",
     "safe_softmax_cross_entropy",
+    "siglip_loss",
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",
     "smooth_labels",
@@ -150,5 +160,7 @@ __all__ = [
     "squared_error",
     "squared_hinge_loss",
     "squared_log_error",
+    "supervised_contrastive_loss",
+    "triplet_margin_loss",
     "tversky_loss",
 ]

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
 from jaxloss._numerics import one_program
-from jaxloss._vectors import norm, unit
+from jaxloss._vectors import unit
 
 
 def cosine_similarity(
@@ -92,10 +92,9 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
 def _floored_unit(x, epsilon, axis):
     if epsilon is None:
         return unit(x, axis)
-    floor = jnp.sqrt(epsilon)
-    size = norm(x, axis)
-    short = size < floor
-    return jnp.where(short, x / jnp.where(short, floor, 1), unit(x, axis))
+    floor, u = jnp.sqrt(epsilon), unit(x, axis)
+    short = jnp.sum(x * u, axis, keepdims=True) < floor
+    return jnp.where(short, x / jnp.where(short, floor, 1), u)
 
 
 def _pair(predictions, targets, epsilon, axis, where):

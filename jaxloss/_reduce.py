@@ -63,6 +63,11 @@ def reduce_losses(
         size = _count(losses, where)
     if axis_name is not None:
         size = lax.psum(size, axis_name)
+    return per_size(total, size)
+
+
+def per_size(total: Array, size: Array) -> Array:
+    """`total / size`, zero where there is nothing to be counted."""
     return jnp.where(size == 0, 0, total / jnp.where(size == 0, 1, size))
 
 

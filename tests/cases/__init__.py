@@ -3,6 +3,7 @@
 from tests.cases import (
     binary,
     categorical,
+    contrastive,
     divergence,
     margin,
     overlap,
@@ -12,5 +13,15 @@ from tests.cases import (
 )
 from tests.cases._case import Case
 
-FAMILIES = (binary, categorical, regression, margin, divergence, overlap, ranking, sequence)
+FAMILIES = (
+    binary,
+    categorical,
+    regression,
+    margin,
+    divergence,
+    overlap,
+    contrastive,
+    ranking,
+    sequence,
+)
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]

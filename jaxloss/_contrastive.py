@@ -1,0 +1,306 @@
+"""Contrastive losses: each row of a batch of embeddings is to be told what belongs to it.
+
+Similarities of all pairs become probabilities: of one row among all, or of each pair alone.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxloss import _inputs, _pairs
+from jaxloss._numerics import one_program, softplus
+from jaxloss._pairs import AxisName, Side
+from jaxloss._reduce import per_size
+from jaxloss._softmax import label_nll, logsumexp, soft_nll
+
+
+def ntxent(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    temperature: ArrayLike = 0.07,
+    *,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""NT-Xent: cross-entropy of each positive pair against the anchor's negatives.
+
+    With s_ij the cosine of rows i and j, P the pairs of two rows with one label, and N(i)
+    the rows with another label than i:
+
+        loss = 1 / |P| * sum over (i, j) in P of
+               -log(exp(s_ij / T) / (exp(s_ij / T) + sum over k in N(i) of exp(s_ik / T)))
+
+    Args:
+        embeddings: floating, of shape (batch, features), of any length but zero.
+        labels: integers of shape (batch,); equal ones make a positive pair.
+        temperature: T, positive; may be traced, and has a derivative.
+        where: booleans of shape (batch,): which rows exist.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size, and
+            a derivative computes each block of similarities twice.
+        axis_name: axes of `shard_map` along which the batch is split. Rows then meet those of
+            all devices, and the result is this device's share: their sum is the whole loss.
+
+    Returns:
+        A scalar in nats, in float32 (float64 for float64 embeddings); 0 without positive pairs.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
+
+    A row of zeros has a cosine of 0 with every other and a gradient of 0.
+
+    References:
+        Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
+        2020, arXiv:2002.05709.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    >>> print(jaxloss.ntxent(x, jnp.array([0, 0, 1, 1]), temperature=0.25))
+    0.0359763
+    """
+    x = _pairs.vectors("embeddings", embeddings)
+    labels = _pairs.labels("labels", labels, "embeddings", x)
+    live = _pairs.mask(where, "embeddings", x)
+    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    size = _pairs.chunk(chunk_size)
+    return _ntxent(x, labels, temperature, live, size=size, axis_name=axis_name)
+
+
+@partial(one_program, static_argnames=("size", "axis_name"))
+def _ntxent(x, labels, temperature, live, *, size, axis_name):
+    rows = _pairs.side(x, labels, live, True, axis_name)
+    others = _pairs.columns(rows, axis_name)
+    losses, pairs = _pairs.sweep(_ntxent_block, rows, others, size, temperature)
+    count = jnp.sum(_inputs.masked(live, pairs))
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    return per_size(jnp.sum(_inputs.masked(live, losses)), count)
+
+
+def _ntxent_block(rows: Side, others: Side, temperature: Array) -> tuple[Array, Array]:
+    logits = _pairs.products(rows, others) / temperature
+    positive, negative = _pairs.kinds(rows, others)
+    against = logsumexp(jnp.where(negative, logits, -jnp.inf), 1)
+    losses = jnp.where(positive, softplus(against - logits), 0)
+    return jnp.sum(losses, 1), jnp.sum(positive, 1, dtype=logits.dtype)
+
+
+def info_nce(
+    queries: ArrayLike,
+    keys: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.07,
+    symmetric: bool = False,
+    normalize: bool = True,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""InfoNCE of two towers: each query picks its own key out of those of the batch.
+
+    With s_ij the cosine of query i and key j:
+
+        loss_i = -log(exp(s_ii / T) / sum_j exp(s_ij / T))
+
+    Args:
+        queries: floating, of shape (batch, features).
+        keys: of the same shape; row i belongs to query i, the other rows are its negatives.
+        temperature: T, positive; may be traced, and has a derivative: `jnp.exp(-scale)` for a
+            learned logit scale.
+        symmetric: whether to average with the loss of each key picking its query, as CLIP does.
+        normalize: whether s is the cosine, or the inner product of the embeddings as they are.
+        where: booleans of shape (batch,): which pairs exist; 0 is the loss of others.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size, and
+            a derivative computes each block of similarities twice.
+        axis_name: axes of `shard_map` along which the batch is split; the losses are this
+            device's rows of those of the whole batch.
+
+    Returns:
+        The losses of the queries (of the pairs if symmetric) in nats, of shape (batch,), in
+        float32 (float64 for float64 queries), exact also where they are tiny.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
+
+    A row of zeros has a cosine of 0 with every other and a gradient of 0.
+
+    References:
+        van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018,
+        arXiv:1807.03748; symmetric: Radford et al., 2021, arXiv:2103.00020.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> images, texts = jnp.eye(2), jnp.array([[1.0, 0.0], [0.6, 0.8]])
+    >>> print(jaxloss.info_nce(images, texts, temperature=0.2))
+    [0.126928 0.0181499]
+    """
+    x, y = _pairs.towers("queries", queries, "keys", keys)
+    live = _pairs.mask(where, "queries", x)
+    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    static = {"normalize": normalize, "size": _pairs.chunk(chunk_size), "axis_name": axis_name}
+    return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
+
+
+@partial(one_program, static_argnames=("symmetric", "normalize", "size", "axis_name"))
+def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
+    queries, keys = (_pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
+
+    def picking(rows, others):
+        others = _pairs.columns(others, axis_name)
+        return _pairs.sweep(_info_nce_block, rows, others, size, temperature)
+
+    losses = picking(queries, keys)
+    if symmetric:
+        losses = (losses + picking(keys, queries)) / 2
+    return _inputs.masked(live, losses)
+
+
+def _info_nce_block(rows: Side, others: Side, temperature: Array) -> Array:
+    logits = _pairs.products(rows, others) / temperature
+    logits = _inputs.exclude(_pairs.present(others), logits, -jnp.inf)
+    return label_nll(logits, rows.place[:, None], 1)[:, 0]
+
+
+def siglip_loss(
+    image_embeddings: ArrayLike,
+    text_embeddings: ArrayLike,
+    *,
+    temperature: ArrayLike = 10.0,
+    bias: ArrayLike = -10.0,
+    normalize: bool = True,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""SigLIP: of every pair of image and text, whether the two belong together.
+
+    With s_ij the cosine of image i and text j, and z_ij = 1 for i = j, else -1:
+
+        loss_i = sum_j softplus(-z_ij * (t * s_ij + b))
+
+    whose mean over i is the paper's loss.
+
+    Args:
+        image_embeddings: floating, of shape (batch, features).
+        text_embeddings: of the same shape; row i belongs to image i.
+        temperature: t, which multiplies the similarities, as in the paper; the temperatures of
+            the other losses divide them. May be traced, like `bias`, and has a derivative.
+        bias: b, which at first makes up for most pairs being negative.
+        normalize: whether s is the cosine, or the inner product of the embeddings as they are.
+        where: booleans of shape (batch,): which pairs exist; 0 is the loss of others.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size, and
+            a derivative computes each block of similarities twice.
+        axis_name: axes of `shard_map` along which the batch is split; the losses are this
+            device's rows of those of the whole batch.
+
+    Returns:
+        The losses of the images in nats, of shape (batch,), in float32 (float64 for float64
+        images).
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
+
+    A row of zeros has a cosine of 0 with every other and a gradient of 0.
+
+    References:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, arXiv:2303.15343.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> images, texts = jnp.eye(2), jnp.array([[1.0, 0.0], [0.6, 0.8]])
+    >>> print(jaxloss.siglip_loss(images, texts))
+    [0.711297 2.12697]
+    """
+    x, y = _pairs.towers("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
+    live = _pairs.mask(where, "image_embeddings", x)
+    temperature = _pairs.scalar("temperature", temperature, x.dtype)
+    bias = _pairs.scalar("bias", bias, x.dtype)
+    static = {"normalize": normalize, "size": _pairs.chunk(chunk_size), "axis_name": axis_name}
+    return _siglip(x, y, temperature, bias, live, **static)
+
+
+@partial(one_program, static_argnames=("normalize", "size", "axis_name"))
+def _siglip(x, y, temperature, bias, live, *, normalize, size, axis_name):
+    images, texts = (_pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
+    texts = _pairs.columns(texts, axis_name)
+    losses = _pairs.sweep(_siglip_block, images, texts, size, temperature, bias)
+    return _inputs.masked(live, losses)
+
+
+def _siglip_block(rows: Side, others: Side, temperature: Array, bias: Array) -> Array:
+    logits = temperature * _pairs.products(rows, others) + bias
+    losses = softplus(jnp.where(_pairs.same_place(rows, others), -logits, logits))
+    return jnp.sum(_inputs.masked(_pairs.present(others), losses), 1)
+
+
+def supervised_contrastive_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.07,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""Supervised contrastive loss: each row picks, in the mean, all rows of its label.
+
+    With s_ij the cosine of rows i and j, and P(i) the other rows with the label of i:
+
+        loss_i = -1 / |P(i)| * sum over p in P(i) of
+                 log(exp(s_ip / T) / sum over k != i of exp(s_ik / T))
+
+    Args:
+        embeddings: floating, of shape (batch, features), of any length but zero.
+        labels: integers of shape (batch,).
+        temperature: T, positive; may be traced, and has a derivative.
+        where: booleans of shape (batch,): which rows exist; 0 is the loss of others.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size, and
+            a derivative computes each block of similarities twice.
+        axis_name: axes of `shard_map` along which the batch is split; the losses are this
+            device's rows of those of the whole batch.
+
+    Returns:
+        The losses of the anchors in nats, of shape (batch,), in float32 (float64 for float64
+        embeddings); 0 for an anchor that is alone with its label.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
+
+    A row of zeros has a cosine of 0 with every other and a gradient of 0.
+
+    References:
+        Khosla et al., Supervised Contrastive Learning, 2020, arXiv:2004.11362, equation 2.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> labels = jnp.array([0, 0, 1])
+    >>> print(jaxloss.supervised_contrastive_loss(x, labels, temperature=0.25))
+    [0.01814993 0.01814993 0.        ]
+    """
+    x = _pairs.vectors("embeddings", embeddings)
+    labels = _pairs.labels("labels", labels, "embeddings", x)
+    live = _pairs.mask(where, "embeddings", x)
+    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    size = _pairs.chunk(chunk_size)
+    return _supervised(x, labels, temperature, live, size=size, axis_name=axis_name)
+
+
+@partial(one_program, static_argnames=("size", "axis_name"))
+def _supervised(x, labels, temperature, live, *, size, axis_name):
+    rows = _pairs.side(x, labels, live, True, axis_name)
+    others = _pairs.columns(rows, axis_name)
+    losses = _pairs.sweep(_supervised_block, rows, others, size, temperature)
+    return _inputs.masked(live, losses)
+
+
+def _supervised_block(rows: Side, others: Side, temperature: Array) -> Array:
+    logits = _pairs.products(rows, others) / temperature
+    positive, negative = _pairs.kinds(rows, others)
+    logits = jnp.where(positive | negative, logits, -jnp.inf)
+    positive = positive.astype(logits.dtype)
+    share = per_size(positive, jnp.sum(positive, 1, keepdims=True))
+    return soft_nll(logits, share, 1)[:, 0]

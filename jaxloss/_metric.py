@@ -1,0 +1,251 @@
+"""Losses of metric learning: distances or similarities against margins."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxloss import _checks, _inputs, _pairs
+from jaxloss._numerics import one_program, softplus, tangent_sum, times
+from jaxloss._pairs import AxisName
+from jaxloss._softmax import logsumexp
+
+
+def triplet_margin_loss(
+    anchors: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
+    axis: int = -1,
+    norm_degree: ArrayLike = 2,
+    margin: ArrayLike = 1.0,
+    eps: ArrayLike = 1e-6,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Triplet loss: an anchor is to be nearer to its positive than to its negative.
+
+    With a the anchor, p the positive, n the negative and q the degree of the norm:
+
+        distance(a, b) = (sum_k |a_k - b_k| ** q + eps) ** (1 / q)
+        loss = max(0, distance(a, p) - distance(a, n) + margin)
+
+    Args:
+        anchors: floating, of any shape with features along `axis`.
+        positives, negatives: of the same shape, a scalar, or of the same rank with axes of
+            size 1.
+        axis: the axis of features.
+        norm_degree: q, at least 1, not only an integer; may be traced, and has a derivative.
+        margin: by how much the positive is to be nearer.
+        eps: inside the root, which so has a derivative at a distance of zero.
+        where: booleans of the shape of the losses: which triplets exist; 0 is the loss of
+            others.
+
+    Returns:
+        The losses, of the shape of `anchors` without `axis`, in float32 (float64 for float64
+        anchors).
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: shapes do not match, `axis` is not one of the
+            anchors, or `norm_degree` or `eps` is out of range.
+
+    At the margin the derivative is half of that above it. Where two entries are equal, that
+    of their distance is 0; the second derivative there, which is infinite between the degrees
+    1 and 2, is 0 below degree 2.
+
+    References:
+        Balntas et al., Learning Shallow Convolutional Feature Descriptors with Triplet Losses,
+        BMVC 2016.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> a, p, n = jnp.zeros(2), jnp.array([3.0, 4.0]), jnp.array([0.0, 2.0])
+    >>> print(jaxloss.triplet_margin_loss(a, p, n), jaxloss.triplet_margin_loss(a, p, n, -1, 1))
+    4.0 6.0
+    """
+    a = _checks.predictions("anchors", anchors)
+    p = _checks.numeric("positives", positives, a.dtype)
+    n = _checks.numeric("negatives", negatives, a.dtype)
+    shape = _checks.common_shape("anchors", a, "positives", p)
+    a = jnp.broadcast_to(a, shape)
+    shape = _checks.common_shape("anchors", a, "negatives", n)
+    a, p, n = (jnp.broadcast_to(x, shape) for x in (a, p, n))
+    (axis,) = _checks.axes(axis, len(shape))
+    _checks.option("norm_degree", norm_degree, 1, float("inf"), closed=False)
+    _checks.option("eps", eps, 0, float("inf"))
+    # Squares and square roots are faster, and as a rule more accurate, than powers.
+    square = isinstance(norm_degree, (int, float)) and norm_degree == 2
+    degree = None if square else _pairs.scalar("norm_degree", norm_degree, a.dtype)
+    margin = _pairs.scalar("margin", margin, a.dtype)
+    eps = _pairs.scalar("eps", eps, a.dtype)
+    if where is not None:
+        where = _checks.boolean("where", where)
+        losses = _checks.without(shape, (axis,))
+        _checks.fits("where", where, "losses", losses)
+        where = jnp.broadcast_to(where, losses)
+    return _triplet(a, p, n, degree, margin, eps, where, axis=axis)
+
+
+@partial(one_program, static_argnames="axis")
+def _triplet(a, p, n, degree, margin, eps, where, *, axis):
+    live = None if where is None else jnp.expand_dims(where, axis)
+    a, p, n = _inputs.mask(live, a, p, n)
+    near, far = (_distance(a - b, degree, eps, axis) for b in (p, n))
+    return _inputs.masked(where, jnp.maximum(near - far + margin, 0))
+
+
+def _distance(d: Array, degree: Array | None, eps: Array, axis: int) -> Array:
+    powers = d * d if degree is None else _power(d, degree, odd=False)
+    total = jnp.sum(powers, axis) + eps
+    zero = total == 0  # Without an eps; the root has no derivative there.
+    total = jnp.where(zero, 1, total)
+    root = jnp.sqrt(total) if degree is None else total ** (1 / degree)
+    return jnp.where(zero, 0, root)
+
+
+# Powers of |d|, and those that also have its sign, are closed under differentiation:
+#   d |d|**q = q sign(d) |d|**(q - 1) dd + log|d| |d|**q dq, and the same with the sign.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _power(d: Array, q: Array, odd: bool) -> Array:
+    """`|d| ** q`, zero at zero unless q is; with the sign of d if odd."""
+    size = jnp.abs(d)
+    zero = size == 0
+    power = jnp.where(zero, 0, jnp.where(zero, 1, size) ** q)
+    return jnp.sign(d) * power if odd else jnp.where(zero & (q == 0), 1, power)
+
+
+@partial(_power.defjvp, symbolic_zeros=True)
+def _power_rule(odd, primals, tangents):
+    (d, q), (dd, dq) = primals, tangents
+    out = _power(d, q, odd)
+
+    def by_q():
+        return times(out, jnp.log(jnp.where(d == 0, 1, jnp.abs(d)))) * dq
+
+    return out, tangent_sum(out, (dd, lambda: q * _power(d, q - 1, not odd) * dd), (dq, by_q))
+
+
+def circle_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: ArrayLike = 80.0,
+    margin: ArrayLike = 0.4,
+    normalize: bool = True,
+    detach_weights: bool = True,
+    reference_embeddings: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    remove_diagonal: bool | None = None,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""Circle loss: each pair moves at a pace of its own, by how far it is from its optimum.
+
+    With s_ij the cosine of rows i and j, P(i) the other rows with the label of i, N(i) those
+    with another label, and m the margin:
+
+        a_ij = max(0, 1 + m - s_ij)  for j in P(i),   max(0, s_ij + m)  for j in N(i)
+        loss_i = log(1 + sum over n in N(i) of exp(gamma * a_in * (s_in - m))
+                       * sum over p in P(i) of exp(-gamma * a_ip * (s_ip - 1 + m)))
+
+    Args:
+        embeddings: floating, of shape (batch, features).
+        labels: integers of shape (batch,).
+        gamma: scale, at least 0.
+        margin: m, in [0, 1].
+        normalize: whether s is the cosine; otherwise it is the inner product of the embeddings
+            as they are, but at most 1.
+        detach_weights: whether derivatives hold the weights a constant, as the paper does.
+        reference_embeddings: what rows are compared with, of shape (references, features);
+            by default the batch itself.
+        reference_labels: their labels, of the dtype of `labels`.
+        remove_diagonal: whether to leave out the pairs (i, i); by default, unless there are
+            references.
+        where: booleans of shape (batch,): which rows exist; 0 is the loss of others.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size, and
+            a derivative computes each block of similarities twice.
+        axis_name: axes of `shard_map` along which the batch, and references, are split; the
+            losses are this device's rows of those of the whole batch.
+
+    Returns:
+        The losses of the anchors in nats, of shape (batch,), in float32 (float64 for float64
+        embeddings); 0 for an anchor without positive or without negative pairs.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range, or
+        only one of the references is given.
+
+    Derivatives at the kinks s = -m and s = 1 are the mean of those on both sides. A row of
+    zeros has a cosine of 0 with every other and a gradient of 0.
+
+    References:
+        Sun et al., Circle Loss, 2020, arXiv:2002.10857. `keras.losses.Circle` is this with
+        `normalize=False, detach_weights=False`.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> x = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> print(jaxloss.circle_loss(x, jnp.array([0, 0, 1]), gamma=1.0))
+    [0.61634374 0.96167487 0.        ]
+    """
+    x = _pairs.vectors("embeddings", embeddings)
+    own = _pairs.labels("labels", labels, "embeddings", x)
+    if (reference_embeddings is None) != (reference_labels is None):
+        raise ValueError("reference_embeddings and reference_labels go together")
+    references = None
+    if reference_embeddings is not None and reference_labels is not None:
+        y = _pairs.vectors("reference_embeddings", reference_embeddings, x.dtype)
+        theirs = _pairs.labels("reference_labels", reference_labels, "reference_embeddings", y)
+        _pairs.comparable(x, y, own, theirs)
+        references = (y, theirs)
+    _checks.option("gamma", gamma, 0, float("inf"))
+    _checks.option("margin", margin, 0, 1)
+    settings = [_pairs.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
+    live = _pairs.mask(where, "embeddings", x)
+    return _circle(
+        x,
+        own,
+        references,
+        settings,
+        live,
+        normalize=normalize,
+        detach=detach_weights,
+        diagonal=references is not None if remove_diagonal is None else not remove_diagonal,
+        size=_pairs.chunk(chunk_size),
+        axis_name=axis_name,
+    )
+
+
+@partial(
+    one_program,
+    static_argnames=("normalize", "detach", "diagonal", "size", "axis_name"),
+)
+def _circle(x, labels, references, settings, live, *, normalize, detach, diagonal, size, axis_name):
+    rows = others = _pairs.side(x, labels, live, normalize, axis_name)
+    if references is not None:
+        y, theirs = references
+        others = _pairs.side(y, theirs, None, normalize, axis_name)
+    others = _pairs.columns(others, axis_name)
+    if diagonal:
+        others = others._replace(place=-1 - others.place)  # A row is in none of these places.
+    block = partial(_circle_block, clip=not normalize, detach=detach)
+    losses = _pairs.sweep(block, rows, others, size, *settings)
+    return _inputs.masked(live, losses)
+
+
+def _circle_block(rows, others, gamma, margin, *, clip, detach):
+    s = _pairs.products(rows, others)
+    s = jnp.minimum(s, 1) if clip else s
+    positive, negative = _pairs.kinds(rows, others)
+    weights = [jnp.maximum(1 + margin - s, 0), jnp.maximum(s + margin, 0)]
+    pull, push = map(lax.stop_gradient, weights) if detach else weights
+
+    def total(pairs, exponents):
+        return logsumexp(jnp.where(pairs, gamma * exponents, -jnp.inf), 1)
+
+    attraction = total(positive, pull * (1 - margin - s))
+    repulsion = total(negative, push * (s - margin))
+    return softplus(attraction + repulsion)[:, 0]

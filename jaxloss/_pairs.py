@@ -1,0 +1,163 @@
+"""All pairs of two sets of embeddings, a block of rows at a time.
+
+The rows of a block meet all columns in one matrix product; no array is larger than that
+product. A sweep over blocks keeps one of them at a time, in every mode of differentiation.
+"""
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxloss import _checks, _inputs
+from jaxloss._vectors import unit
+
+AxisName = str | tuple[str, ...] | None
+
+
+class Side(NamedTuple):
+    """One of the two sets: its rows, or the columns that these meet."""
+
+    vectors: Array  # [n, features]
+    place: Array  # [n], the places in the whole batch
+    labels: Array | None  # [n]
+    live: Array | None  # [n]
+
+
+def vectors(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> Array:
+    """Check and convert a batch of embeddings; with `dtype`, one that goes with another."""
+    out = _checks.predictions(name, x) if dtype is None else _checks.numeric(name, x, dtype)
+    if out.ndim != 2:
+        raise ValueError(
+            f"{name} of shape {out.shape} must have the shape (batch, features); "
+            f"use jax.vmap over further axes"
+        )
+    return out
+
+
+def towers(x_name: str, x: ArrayLike, y_name: str, y: ArrayLike) -> tuple[Array, Array]:
+    """Two batches of embeddings, the rows of one paired with those of the other."""
+    x = vectors(x_name, x)
+    y = vectors(y_name, y, x.dtype)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"{x_name} of shape {x.shape} and {y_name} of shape {y.shape} must have the same "
+            f"shape: row i of one goes with row i of the other"
+        )
+    return x, y
+
+
+def labels(name: str, given: ArrayLike, x_name: str, x: Array) -> Array:
+    """Check the integer labels of a batch of embeddings."""
+    out = _checks.integers(name, given, f"rows of equal labels are alike; cast {name} to int32")
+    return _of_each_row(name, out, x_name, x)
+
+
+def mask(where: ArrayLike | None, x_name: str, x: Array) -> Array | None:
+    if where is None:
+        return None
+    return _of_each_row("where", _checks.boolean("where", where), x_name, x)
+
+
+def comparable(x: Array, y: Array, x_labels: Array, y_labels: Array) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"embeddings of shape {x.shape} and reference_embeddings of shape {y.shape} must "
+            f"have the same number of features"
+        )
+    if x_labels.dtype != y_labels.dtype:
+        raise TypeError(
+            f"labels of dtype {x_labels.dtype} and reference_labels of dtype {y_labels.dtype} "
+            f"must have the same; cast one of them"
+        )
+
+
+def _of_each_row(name: str, a: Array, x_name: str, x: Array) -> Array:
+    if a.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} of shape {a.shape} do not match {x_name} of shape {x.shape}: expected "
+            f"{name} of shape {x.shape[:1]}"
+        )
+    return a
+
+
+def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
+    out = _checks.numeric(name, value, dtype)
+    _checks.fits(name, out, "a scalar", ())
+    return out
+
+
+def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
+    _checks.option(name, value, float(jnp.finfo(dtype).tiny), float("inf"))
+    return scalar(name, value, dtype)
+
+
+def chunk(size: int | None) -> int | None:
+    if size is None:
+        return None
+    if (size := operator.index(size)) < 1:
+        raise ValueError(f"chunk_size must be at least 1, or None, got {size}")
+    return size
+
+
+def side(
+    x: Array, labels: Array | None, live: Array | None, normalize: bool, axis_name: AxisName
+) -> Side:
+    """This device's rows; those that are masked get harmless contents."""
+    (x,) = _inputs.mask(None if live is None else live[:, None], x)
+    place = jnp.arange(len(x))
+    if axis_name is not None:
+        place += lax.axis_index(axis_name) * len(x)
+    return Side(unit(x, 1) if normalize else x, place, labels, live)
+
+
+def columns(rows: Side, axis_name: AxisName) -> Side:
+    """The rows of all devices, in their order."""
+    if axis_name is None:
+        return rows
+    return jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), rows)
+
+
+def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None, *settings: Array):
+    """`block(rows, others, *settings)`, results for each row, from blocks of `size` rows."""
+    n = len(rows.vectors)
+    if size is None or size >= n:
+        return block(rows, others, *settings)
+    count = -(-n // size)
+
+    def split(a: Array) -> Array:
+        # The last block is filled up with zeros, whose results are cut off again.
+        filled = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
+        return filled.reshape(count, size, *a.shape[1:])
+
+    # A loop keeps the blocks apart by itself.
+    block = partial(jax.checkpoint, prevent_cse=False)(block)
+    results = lax.map(lambda some: block(some, others, *settings), jax.tree.map(split, rows))
+    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], results)
+
+
+def products(rows: Side, others: Side) -> Array:
+    """Inner products, in full precision also where the platform multiplies in less by default."""
+    return jnp.matmul(rows.vectors, others.vectors.T, precision=lax.Precision.HIGHEST)
+
+
+def same_place(rows: Side, others: Side) -> Array:
+    return rows.place[:, None] == others.place[None, :]
+
+
+def present(others: Side) -> Array | None:
+    return None if others.live is None else others.live[None, :]
+
+
+def kinds(rows: Side, others: Side) -> tuple[Array, Array]:
+    """Which pairs are positive, of one label but not of one place, and which negative."""
+    assert rows.labels is not None and others.labels is not None
+    alike = rows.labels[:, None] == others.labels[None, :]
+    live = present(others)
+    positive, negative = alike & ~same_place(rows, others), ~alike
+    return (positive, negative) if live is None else (positive & live, negative & live)
