@@ -40,6 +40,11 @@ def test_docstrings(module):
             assert part in doc, f"{name} lacks {part}"
 
 
+def test_has_every_loss_of_optax():
+    theirs = {name for name, value in vars(optax.losses).items() if inspect.isfunction(value)}
+    assert theirs <= set(jaxloss.__all__)
+
+
 @pytest.mark.parametrize("name", [n for n in LOSSES if hasattr(optax.losses, n)])
 def test_signature_begins_like_optax(name):
     ours = inspect.signature(getattr(jaxloss, name)).parameters
