@@ -221,7 +221,11 @@ def test_a_big_image():
     np.testing.assert_allclose(jax.jit(generalized)(x, t), want, rtol=2e-6)
 
 
-@pytest.mark.parametrize("fn", [dice, generalized, partial(dice, apply_softmax=False)], ids=["dice", "generalized", "probabilities"])
+@pytest.mark.parametrize(
+    "fn",
+    [dice, generalized, partial(dice, apply_softmax=False)],
+    ids=["dice", "generalized", "probabilities"],
+)
 @pytest.mark.parametrize("classes", [3, 1])
 def test_masked_pixels_change_nothing(fn, classes):
     shape = (2, 4, classes)
