@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs, _pairs
-from jaxloss._numerics import one_program, softplus, tangent_sum, times
+from jaxloss._numerics import one_program, relu, softplus, tangent_sum, times
 from jaxloss._pairs import AxisName
 from jaxloss._softmax import logsumexp
 
@@ -91,7 +91,7 @@ def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = _inputs.mask(live, a, p, n)
     near, far = (_distance(a - b, degree, eps, axis) for b in (p, n))
-    return _inputs.masked(where, jnp.maximum(near - far + margin, 0))
+    return _inputs.masked(where, relu(near - far + margin))
 
 
 def _distance(d: Array, degree: Array | None, eps: Array, axis: int) -> Array:

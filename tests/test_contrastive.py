@@ -562,3 +562,16 @@ def test_settings_are_keywords(name):
     parameters = list(inspect.signature(LOSSES[name].func).parameters.values())
     positional = 3 if name == "ntxent" else 2
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[positional:])
+
+
+def test_triplets_with_nan_survive_a_reduction():
+    """XLA's CPU reductions drop a NaN in a maximum."""
+    a, p, n = np.random.default_rng(0).normal(size=(3, 4096, 8)).astype(np.float32)
+    a[5, 3] = np.nan
+
+    def mean(a):
+        return jnp.mean(jaxloss.triplet_margin_loss(a, p, n))
+
+    assert np.isnan(jax.jit(mean)(a))
+    gradient = jax.jit(jax.grad(mean))(a)
+    assert np.all(np.isnan(gradient[5])) and np.isnan(gradient).sum() == 8
