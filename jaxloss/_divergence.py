@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, nonnegative, one_program, times, xlogy
+from jaxloss._numerics import defined, finite, nonnegative, one_program, times, xlogy
 from jaxloss._softmax import soft_nll, softmax
 
 
@@ -61,7 +61,7 @@ def kl_divergence(
 
 @partial(one_program, static_argnames="axis")
 def _kl(log_p, t, live, *, axis):
-    log_p, t = _inputs.exclude(live, log_p, 0), nonnegative(_inputs.exclude(live, t, 0))
+    log_p, t = defined(_inputs.exclude(live, log_p, 0)), nonnegative(_inputs.exclude(live, t, 0))
     return jnp.sum(xlogy(t, t) - times(t, log_p), axis)
 
 
@@ -99,7 +99,7 @@ def kl_divergence_with_log_targets(
 
 @partial(one_program, static_argnames="axis")
 def _kl_of_logs(log_p, log_t, live, *, axis):
-    log_p, log_t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, log_t, -jnp.inf)
+    log_p, log_t = defined(_inputs.exclude(live, log_p, 0)), _inputs.exclude(live, log_t, -jnp.inf)
     t = jnp.exp(log_t)
     return jnp.sum(times(t, log_t) - times(t, log_p), axis)
 

@@ -59,6 +59,11 @@ def nan_unless(valid: Array, x: Array) -> Array:
     return jnp.where(valid, x, one / one)
 
 
+def defined(x: Array) -> Array:
+    """`x`, with a derivative of NaN where it is NaN, for a loss that is linear in it."""
+    return x * nan_unless(~jnp.isnan(x), jnp.ones_like(x))
+
+
 def nonnegative(x: Array) -> Array:
     """`x`, with NaN, in value and derivative, for what is below zero."""
     return x * nan_unless(~(x < 0), jnp.ones_like(x))

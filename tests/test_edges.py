@@ -9,6 +9,7 @@ import pytest
 
 import jaxloss
 from jaxloss import Loss, tf
+from tests.test_transforms import EVERY_FUNCTION
 
 ce = jaxloss.softmax_cross_entropy_with_integer_labels
 X = jnp.array([[2.0, 0, 1], [0, 1, 0], [1, 1, 3]])
@@ -174,3 +175,21 @@ def test_gradient_of_a_probability_out_of_the_domain_is_nan(p, z):
     assert np.isnan(jax.grad(jaxloss.binary_cross_entropy)(p, z))
     row = jnp.array([p, 0.5])
     assert np.isnan(jax.grad(jaxloss.categorical_cross_entropy)(row, jnp.array([1.0, 0])))[0]
+
+
+@EVERY_FUNCTION
+def test_nan_is_loud_in_its_own_example(case):
+    """In a mean and in the gradient, also where XLA's CPU reductions would drop it."""
+    x, y = case.random(np.random.default_rng(0), 512)
+    x[(5,) if case.elementwise else (5, 1)] = np.nan
+    if case.integer:
+        y[5] = 1  # For some, other labels leave out what is NaN.
+
+    def mean(x):
+        return jnp.mean(case.fn(x, y))
+
+    assert np.isnan(jax.jit(mean)(x))
+    gradient = jax.jit(jax.grad(mean))(x)
+    assert np.any(np.isnan(gradient[5]))
+    assert not np.any(np.isnan(np.delete(gradient, 5, 0)))
+    assert np.isnan(jax.jit(lambda x: jnp.sum(jax.grad(mean)(x) ** 2))(x))
