@@ -25,3 +25,5 @@ FAMILIES = (
     sequence,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
+# One row of each function: enough where its settings, which are operands, make no difference.
+FIRST_ROWS: list[Case] = list({case.function: case for case in reversed(CASES)}.values())
