@@ -8,6 +8,8 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.cases import FIRST_ROWS  # noqa: E402
@@ -31,8 +33,15 @@ SLOW_PARAMETERS = {
     ("name", "map"),
     ("name", "cond"),
     ("no_jit", True),
+    ("nans", False),
     ("classes", 7),
     ("classes", 1000),
+    ("axis", 0),
+    ("axis", (1, 2)),
+    ("axis", None),
+    ("index", 2),
+    ("index", 255),
+    ("dtype", jnp.bfloat16),
 }
 
 
@@ -43,9 +52,9 @@ def pytest_collection_modifyitems(items):
         case = params.get("case")
         if case is None:
             continue
-        repeats = case not in FIRST_ROWS and item.originalname not in ESSENTIAL
-        in_a_slow_mode = any(
-            pair in SLOW_PARAMETERS for pair in params.items() if pair[0] != "case"
-        )
-        if repeats or in_a_slow_mode or item.originalname in SLOW_TESTS:
+        test = item.originalname
+        repeats = case not in FIRST_ROWS and test not in ESSENTIAL
+        wide = params.get("dtype") is np.float64 and test != "test_value"
+        mode = any(params.get(name, ...) == value for name, value in SLOW_PARAMETERS)
+        if repeats or wide or mode or test in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)

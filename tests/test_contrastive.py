@@ -225,6 +225,7 @@ def test_memory_of_second_derivatives(mode):
     assert program.memory_analysis().temp_size_in_bytes <= 100e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ntxent", "supervised", "info_nce, symmetric"])
 def test_modes_agree(name):
     """Through blocks, to the third order, and with differences."""

@@ -183,6 +183,7 @@ def test_a_confident_prediction_costs_little_but_never_less():  # optax: -8.3e-8
     np.testing.assert_allclose(ctc(either, [(1,)]), float(-mp.log(exact.total)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("excluded", [2, 3])
 def test_an_excluded_class_is_a_class_removed(excluded):  # optax: NaN
     x = np.float32(rng().normal(size=(1, 4, 4)))
@@ -276,6 +277,7 @@ def test_paddings_that_are_none():
 # Padding.
 
 
+@pytest.mark.slow
 def test_padded_frames_change_nothing():
     """At the end, at the start and in between; and what they hold, in no derivative."""
     few = np.float32(rng().normal(size=(2, 4, 3)))
