@@ -103,7 +103,7 @@ def test_sparsemax_keeps_small_losses():
 
 
 def test_categorical_hinge_of_keras():
-    """Its documentation: 1.4 and 1.2 for these."""
+    """Its documentation: 1.2 and 1.6 for these, a mean of 1.4."""
     y, p = f32(0, 1, 0, 0).reshape(2, 2), f32(0.6, 0.4, 0.4, 0.6).reshape(2, 2)
     np.testing.assert_allclose(jaxloss.categorical_hinge_loss(p, y), [1.2, 1.6], rtol=1e-6)
     # And where all scores are negative: 2.0, by the zero in the label's place.
