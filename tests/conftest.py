@@ -20,7 +20,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Of a function's further rows, those of its settings, only these run every time; and of all
 # rows not these modes and tests, which take long and repeat what others show.
 ESSENTIAL = {"test_value", "test_gradient", "test_target_gradient", "test_agrees_with_optax"}
+# Other names, or thin variants, of a formula that has rows under another function.
+SAME_FORMULA = {
+    "safe_softmax_cross_entropy",
+    "convex_kl_divergence",
+    "ctc_loss_with_forward_probs",
+    "tversky_loss",
+    "jaccard_loss",
+    "binary_dice_loss",
+    "multiclass_generalized_dice_loss",
+}
 SLOW_TESTS = {
+    "test_eager",
     "test_hessian_in_float64",
     "test_modes_agree_with_each_other_and_with_differences",
     "test_targets_of_another_dtype",
@@ -32,8 +43,6 @@ SLOW_PARAMETERS = {
     ("name", "checkpoint, saving everything"),
     ("name", "map"),
     ("name", "cond"),
-    ("no_jit", True),
-    ("nans", False),
     ("classes", 7),
     ("classes", 1000),
     ("axis", 0),
@@ -53,7 +62,8 @@ def pytest_collection_modifyitems(items):
         if case is None:
             continue
         test = item.originalname
-        repeats = case not in FIRST_ROWS and test not in ESSENTIAL
+        further = case not in FIRST_ROWS or case.function in SAME_FORMULA
+        repeats = further and test not in ESSENTIAL
         wide = params.get("dtype") is np.float64 and test != "test_value"
         mode = any(params.get(name, ...) == value for name, value in SLOW_PARAMETERS)
         if repeats or wide or mode or test in SLOW_TESTS:

@@ -15,6 +15,7 @@ def defaults():
         yield
 
 
+@pytest.mark.slow
 def test_facts(capsys):
     rows = facts.main(["--scale", "1024", "--repeats", "1"])
     assert len(rows) == 7 + 8

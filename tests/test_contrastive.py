@@ -118,6 +118,7 @@ def test_against_brute_force(name, chunk_size):
         np.testing.assert_allclose(loss(np.float64(X), y), brute_force(name, X, y), rtol=1e-13)
 
 
+@pytest.mark.slow
 @EVERY_BLOCK
 def test_blocks_of_any_size_are_the_whole(name):
     loss, y = LOSSES[name], TARGETS[name]

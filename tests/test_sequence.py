@@ -219,6 +219,7 @@ def test_excluded_in_some_frames_or_needed():
 IMPOSSIBLE = [(1, 2, 3, 4), (1, 1, 1), (2, 2, 1)]
 
 
+@pytest.mark.slow
 def test_labels_longer_than_the_frames():  # optax: 1e5, with gradients
     x = np.float32(rng().normal(size=(4, 3, 5)))
     sequences = [*IMPOSSIBLE, (1, 2, 1)]
