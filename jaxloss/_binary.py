@@ -71,8 +71,7 @@ def sigmoid_binary_cross_entropy(
     _checks.option("label_smoothing", label_smoothing, 0, 1)
     x, z, where = _inputs.elementwise("logits", logits, "labels", labels, where)
     if pos_weight is not None:
-        pos_weight = _checks.numeric("pos_weight", pos_weight, x.dtype)
-        _checks.fits("pos_weight", pos_weight, "logits", x.shape)
+        pos_weight = _checks.setting("pos_weight", pos_weight, "logits", x)
     smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, x.shape)
     return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
@@ -217,10 +216,8 @@ def sigmoid_focal_loss(
     x, z, where = _inputs.elementwise("logits", logits, "labels", labels, where)
     if alpha is not None:
         _checks.option("alpha", alpha, 0, 1)
-        alpha = _checks.numeric("alpha", alpha, x.dtype)
-        _checks.fits("alpha", alpha, "logits", x.shape)
-    gamma = _checks.numeric("gamma", gamma, x.dtype)
-    _checks.fits("gamma", gamma, "logits", x.shape)
+        alpha = _checks.setting("alpha", alpha, "logits", x)
+    gamma = _checks.setting("gamma", gamma, "logits", x)
     return _sigmoid_focal(x, z, alpha, gamma, where)
 
 

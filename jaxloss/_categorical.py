@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import nan_unless, one_program, xlogy
+from jaxloss._numerics import one_or_nan, one_program, xlogy
 from jaxloss._softmax import (
     along,
     label_nll,
@@ -293,7 +293,7 @@ def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = _inputs.ignore(p, labels, axis, ignore_index)
     p = _inputs.live_classes(live, p, axis, 0, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
-    p = _inputs.probabilities(p) * nan_unless(valid, jnp.ones(valid.shape, p.dtype))
+    p = _inputs.probabilities(p) * one_or_nan(valid, p.dtype)
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
@@ -333,8 +333,7 @@ def smooth_labels(
     """
     _checks.option("alpha", alpha, 0, 1)
     y = _checks.predictions("labels", labels)
-    alpha = _checks.numeric("alpha", alpha, y.dtype)
-    _checks.fits("alpha", alpha, "one setting", ())
+    alpha = _checks.scalar("alpha", alpha, y.dtype)
     if where is not None:
         where = _checks.boolean("where", where)
         _checks.fits("where", where, "labels", y.shape)

@@ -108,10 +108,25 @@ def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
 
 
 def setting(name: str, value: ArrayLike, to_name: str, like: Array) -> Array:
-    """A numeric setting of each entry, of the shape and dtype of `like`."""
+    """A numeric setting of each entry, or of all: of the dtype of `like`, fitting its shape."""
     x = numeric(name, value, like.dtype)
     fits(name, x, to_name, like.shape)
-    return jnp.broadcast_to(x, like.shape)
+    return x
+
+
+def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
+    """A numeric setting of the whole loss."""
+    x = numeric(name, value, dtype)
+    fits(name, x, "a scalar", ())
+    return x
+
+
+def chunk_size(size: int | None) -> int | None:
+    if size is None:
+        return None
+    if (size := operator.index(size)) < 1:
+        raise ValueError(f"chunk_size must be at least 1, or None, got {size}")
+    return size
 
 
 def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]) -> Array | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _inputs, _pairs
+from jaxloss import _checks, _inputs, _pairs
 from jaxloss._numerics import one_program, softplus
 from jaxloss._pairs import AxisName, Side
 from jaxloss._reduce import per_size
@@ -65,7 +65,7 @@ def ntxent(
     labels = _pairs.labels("labels", labels, "embeddings", x)
     live = _pairs.mask(where, "embeddings", x)
     temperature = _pairs.positive("temperature", temperature, x.dtype)
-    size = _pairs.chunk(chunk_size)
+    size = _checks.chunk_size(chunk_size)
     return _ntxent(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 
@@ -140,7 +140,8 @@ def info_nce(
     x, y = _pairs.towers("queries", queries, "keys", keys)
     live = _pairs.mask(where, "queries", x)
     temperature = _pairs.positive("temperature", temperature, x.dtype)
-    static = {"normalize": normalize, "size": _pairs.chunk(chunk_size), "axis_name": axis_name}
+    size = _checks.chunk_size(chunk_size)
+    static = {"normalize": normalize, "size": size, "axis_name": axis_name}
     return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
 
 
@@ -216,9 +217,10 @@ def siglip_loss(
     """
     x, y = _pairs.towers("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
     live = _pairs.mask(where, "image_embeddings", x)
-    temperature = _pairs.scalar("temperature", temperature, x.dtype)
-    bias = _pairs.scalar("bias", bias, x.dtype)
-    static = {"normalize": normalize, "size": _pairs.chunk(chunk_size), "axis_name": axis_name}
+    temperature = _checks.scalar("temperature", temperature, x.dtype)
+    bias = _checks.scalar("bias", bias, x.dtype)
+    size = _checks.chunk_size(chunk_size)
+    static = {"normalize": normalize, "size": size, "axis_name": axis_name}
     return _siglip(x, y, temperature, bias, live, **static)
 
 
@@ -285,7 +287,7 @@ def supervised_contrastive_loss(
     labels = _pairs.labels("labels", labels, "embeddings", x)
     live = _pairs.mask(where, "embeddings", x)
     temperature = _pairs.positive("temperature", temperature, x.dtype)
-    size = _pairs.chunk(chunk_size)
+    size = _checks.chunk_size(chunk_size)
     return _supervised(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 

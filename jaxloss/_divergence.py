@@ -287,8 +287,7 @@ def distillation_loss(
     x, y, axis, live = _inputs.dense(
         "logits", logits, "teacher_logits", teacher_logits, axis, where
     )
-    temperature = _checks.numeric("temperature", temperature, x.dtype)
-    _checks.fits("temperature", temperature, "a scalar", ())
+    temperature = _checks.scalar("temperature", temperature, x.dtype)
     return _distillation(x, y, live, temperature, axis=axis)
 
 

@@ -62,8 +62,7 @@ def softmax_focal_loss(
     """
     _checks.option("gamma", gamma, 0, float("inf"))
     x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
-    gamma = _checks.numeric("gamma", gamma, x.dtype)
-    _checks.fits("gamma", gamma, "a scalar", ())
+    gamma = _checks.scalar("gamma", gamma, x.dtype)
     if alpha is not None:
         alpha = _checks.numeric("alpha", alpha, x.dtype)
         if alpha.shape not in ((), (x.shape[axis],)):
@@ -132,9 +131,7 @@ def poly_loss_cross_entropy(
     6.1834e-09
     """
     x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
-    epsilon = _checks.numeric("epsilon", epsilon, x.dtype)
-    _checks.fits("epsilon", epsilon, "a scalar", ())
-    return _poly(x, y, live, epsilon, axis=axis)
+    return _poly(x, y, live, _checks.scalar("epsilon", epsilon, x.dtype), axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
@@ -198,9 +195,7 @@ def generalized_cross_entropy(
     nll = softmax_cross_entropy_with_integer_labels(
         logits, labels, axis, where, ignore_index=ignore_index
     )
-    q = _checks.numeric("q", q, nll.dtype)
-    _checks.fits("q", q, "one setting", ())
-    return bounded_nll(nll, q)
+    return bounded_nll(nll, _checks.scalar("q", q, nll.dtype))
 
 
 @one_program

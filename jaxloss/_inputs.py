@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import checkify
 
 from jaxloss import _checks
-from jaxloss._numerics import nan_unless
+from jaxloss._numerics import one_or_nan
 
 
 def elementwise(x_name, x, z_name, z, where):
@@ -115,7 +115,7 @@ def label_mask(x, labels, axis):
     """
     is_label = lax.broadcasted_iota(labels.dtype, x.shape, axis) == labels
     valid = jnp.any(is_label, axis, keepdims=True) & ~jnp.any(jnp.isnan(x), axis, keepdims=True)
-    return is_label, nan_unless(valid, jnp.ones(valid.shape, x.dtype))
+    return is_label, one_or_nan(valid, x.dtype)
 
 
 def ignore(x, labels, axis, ignore_index):
@@ -147,4 +147,4 @@ def live_rows(live, loss, axis):
 def probabilities(p):
     """`p`, with what cannot be a probability made NaN in value and gradient."""
     slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * nan_unless((p >= 0) & (p <= 1 + slack), jnp.ones_like(p))
+    return p * one_or_nan((p >= 0) & (p <= 1 + slack), p.dtype)

@@ -115,7 +115,7 @@ def gaussian_nll(
 @partial(one_program, static_argnames="full")
 def _gaussian(p, t, variance, where, *, full):
     error = _inputs.error(p, t, where)
-    (variance,) = _inputs.mask(where, variance)
+    (variance,) = _inputs.mask(where, jnp.broadcast_to(variance, p.shape))
     # Not the square over the variance, which may overflow.
     loss = 0.5 * (xlogy(jnp.ones_like(variance), variance) + error * ratio(error, variance))
     return _inputs.masked(where, loss + 0.5 * math.log(2 * math.pi) if full else loss)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import nan_unless, one_program, relu, times
+from jaxloss._numerics import one_or_nan, one_program, relu, times
 
 
 def hinge_loss(
@@ -252,7 +252,7 @@ def _categorical_hinge(s, y, live, *, axis):
     s, y = _inputs.live_classes(live, s, axis, -jnp.inf, 0), _inputs.exclude(live, y, 0)
     right = jnp.sum(times(y, s), axis)
     wrong = jnp.max(times(1 - y, s), axis)
-    sound = nan_unless(~jnp.any(jnp.isnan(s), axis), jnp.ones_like(right))
+    sound = one_or_nan(~jnp.any(jnp.isnan(s), axis), s.dtype)
     return _inputs.live_rows(live, relu(1 + wrong - right) * sound, axis)
 
 

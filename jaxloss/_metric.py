@@ -75,9 +75,9 @@ def triplet_margin_loss(
     _checks.option("eps", eps, 0, float("inf"))
     # Squares and square roots are faster, and as a rule more accurate, than powers.
     square = isinstance(norm_degree, (int, float)) and norm_degree == 2
-    degree = None if square else _pairs.scalar("norm_degree", norm_degree, a.dtype)
-    margin = _pairs.scalar("margin", margin, a.dtype)
-    eps = _pairs.scalar("eps", eps, a.dtype)
+    degree = None if square else _checks.scalar("norm_degree", norm_degree, a.dtype)
+    margin = _checks.scalar("margin", margin, a.dtype)
+    eps = _checks.scalar("eps", eps, a.dtype)
     if where is not None:
         where = _checks.boolean("where", where)
         losses = _checks.without(shape, (axis,))
@@ -203,7 +203,7 @@ def circle_loss(
         references = (y, theirs)
     _checks.option("gamma", gamma, 0, float("inf"))
     _checks.option("margin", margin, 0, 1)
-    settings = [_pairs.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
+    settings = [_checks.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
     live = _pairs.mask(where, "embeddings", x)
     return _circle(
         x,
@@ -214,7 +214,7 @@ def circle_loss(
         normalize=normalize,
         detach=detach_weights,
         diagonal=references is not None if remove_diagonal is None else not remove_diagonal,
-        size=_pairs.chunk(chunk_size),
+        size=_checks.chunk_size(chunk_size),
         axis_name=axis_name,
     )
 

@@ -59,14 +59,19 @@ def nan_unless(valid: Array, x: Array) -> Array:
     return jnp.where(valid, x, one / one)
 
 
+def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
+    """1 where valid, else NaN: as a factor it makes the value NaN, and its derivatives too."""
+    return nan_unless(valid, jnp.ones(valid.shape, dtype))
+
+
 def defined(x: Array) -> Array:
     """`x`, with a derivative of NaN where it is NaN, for a loss that is linear in it."""
-    return x * nan_unless(~jnp.isnan(x), jnp.ones_like(x))
+    return x * one_or_nan(~jnp.isnan(x), x.dtype)
 
 
 def nonnegative(x: Array) -> Array:
     """`x`, with NaN, in value and derivative, for what is below zero."""
-    return x * nan_unless(~(x < 0), jnp.ones_like(x))
+    return x * one_or_nan(~(x < 0), x.dtype)
 
 
 @jax.custom_jvp

@@ -305,9 +305,7 @@ def _pixels(predictions, targets, where) -> _Pixels:
 
 def _setting(name, value, dtype) -> Array:
     _checks.option(name, value, 0, float("inf"))
-    value = _checks.numeric(name, value, dtype)
-    _checks.fits(name, value, "one setting", ())
-    return value
+    return _checks.scalar(name, value, dtype)
 
 
 def _pixel_axes(axis, ndim) -> tuple[int, ...]:

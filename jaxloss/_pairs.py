@@ -4,7 +4,6 @@ The rows of a block meet all columns in one matrix product; no array is larger t
 product. A sweep over blocks keeps one of them at a time, in every mode of differentiation.
 """
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,23 +85,9 @@ def _of_each_row(name: str, a: Array, x_name: str, x: Array) -> Array:
     return a
 
 
-def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
-    out = _checks.numeric(name, value, dtype)
-    _checks.fits(name, out, "a scalar", ())
-    return out
-
-
 def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
     _checks.option(name, value, float(jnp.finfo(dtype).tiny), float("inf"))
-    return scalar(name, value, dtype)
-
-
-def chunk(size: int | None) -> int | None:
-    if size is None:
-        return None
-    if (size := operator.index(size)) < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None, got {size}")
-    return size
+    return _checks.scalar(name, value, dtype)
 
 
 def side(

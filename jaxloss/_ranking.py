@@ -4,7 +4,6 @@ A list runs along the last axis, or is what `segments` say of it. Each loss is a
 items of a list, or over its pairs of a more and a less relevant item.
 """
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
-from jaxloss._numerics import finite, largest, nan_unless, one_program, softplus, times
+from jaxloss._numerics import finite, largest, one_or_nan, one_program, softplus, times
 from jaxloss._reduce import reduce_losses
 from jaxloss._softmax import soft_nll, softmax, total
 
@@ -211,8 +210,7 @@ def pairwise_hinge_loss(
     """
     _checks.option("margin", margin, 0, float("inf"))
     items = _items("scores", scores, labels, where, weights, segments)
-    margin = _checks.numeric("margin", margin, items[0].dtype)
-    _checks.fits("margin", margin, "a scalar", ())
+    margin = _checks.scalar("margin", margin, items[0].dtype)
     return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
 
 
@@ -227,12 +225,12 @@ def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     s = _inputs.exclude(live, s, 0)
     undefined = _inputs.exclude(live, jnp.isnan(s) | (y != y), False)
     sound = total(undefined.astype(s.dtype), axis, lists) == 0
-    one_or_nan = nan_unless(sound, jnp.ones_like(s))
+    factor = one_or_nan(sound, s.dtype)
     # Infinities must not meet: as finite numbers they are equal, or far apart.
-    each = _against_lower(finite(s) * one_or_nan, y, live, lists, margin, of_pair, chunk)
+    each = _against_lower(finite(s) * factor, y, live, lists, margin, of_pair, chunk)
     limit = largest(s.dtype) / 16
     each += lax.stop_gradient(jnp.where(each > limit, jnp.inf, 0))
-    each *= one_or_nan
+    each *= factor
     if w is not None:
         each = times(_inputs.exclude(live, w, 0), each)
     return jnp.sum(each, axis)
@@ -273,11 +271,7 @@ def _split(a: Array, chunk: int) -> Array:
 
 
 def _chunk(size: int | None, s: Array) -> int:
-    if size is None:
-        return max(1, _CHUNK_BYTES // max(s.nbytes, 1))
-    if operator.index(size) < 1:
-        raise ValueError(f"chunk_size must be positive, got {size}")
-    return operator.index(size)
+    return _checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(s.nbytes, 1))
 
 
 def _items(name, scores, labels, where, weights, segments):

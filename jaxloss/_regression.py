@@ -168,7 +168,7 @@ def huber_loss(
 
 @one_program
 def _huber(p, t, delta, where):
-    error = _inputs.error(p, t, where)
+    error, delta = _inputs.error(p, t, where), jnp.broadcast_to(delta, p.shape)
     inside = absolute(error) <= delta
     excess = jnp.where(inside, 0, absolute(error) - delta)
     bounded = jnp.where(inside, error, delta)
@@ -268,7 +268,7 @@ def quantile_loss(
 
 @one_program
 def _quantile(p, t, quantile, where):
-    error = _inputs.error(p, t, where)
+    error, quantile = _inputs.error(p, t, where), jnp.broadcast_to(quantile, p.shape)
     loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
     return _inputs.masked(where, loss)
 
@@ -317,7 +317,7 @@ def absolute_percentage_error(
 @one_program
 def _percentage(p, t, epsilon, where):
     p, t = _inputs.mask(where, p, t)
-    return _inputs.masked(where, 100 * _relative_error(p, t, epsilon))
+    return _inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
 
 
 @jax.custom_jvp

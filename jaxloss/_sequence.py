@@ -16,7 +16,7 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxloss import _checks
-from jaxloss._numerics import largest, nan_unless, one_program
+from jaxloss._numerics import largest, one_or_nan, one_program
 from jaxloss._softmax import logsumexp, softmax
 
 
@@ -126,8 +126,7 @@ def ctc_loss_with_forward_probs(
     0.222222
     """
     batch = _check(logits, logit_paddings, labels, label_paddings, blank_id)
-    log_zero = _checks.numeric("log_epsilon", log_epsilon, batch.x.dtype)
-    _checks.fits("log_epsilon", log_zero, "a scalar", ())
+    log_zero = _checks.scalar("log_epsilon", log_epsilon, batch.x.dtype)
     loss, blanks, others = _ctc_with_forward(
         *batch, log_zero, blank=blank_id, zero_infinity=zero_infinity
     )
@@ -198,7 +197,7 @@ def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_inf
     if x.shape[1]:
         both = logsumexp(jnp.stack([blanks[-1, :, 1:], others[-1]]), 0)[0]
         blanks = blanks.at[-1, :, 1:].set(both)
-    sound = nan_unless(valid, jnp.ones_like(loss))[None, :, None]
+    sound = one_or_nan(valid, loss.dtype)[None, :, None]
     blanks, others = (jnp.where(a == -jnp.inf, log_zero, a) * sound for a in (blanks, others))
     return _finish(loss, valid, zero_infinity), blanks, others
 
@@ -207,7 +206,7 @@ def _finish(loss: Array, valid: Array, zero_infinity: bool) -> Array:
     if zero_infinity:
         loss = jnp.where(loss == jnp.inf, 0, loss)
     # A factor, so that the gradient is NaN too.
-    return loss * nan_unless(valid, jnp.ones_like(loss))
+    return loss * one_or_nan(valid, loss.dtype)
 
 
 # The states are a blank, the first label, a blank, the second label, ..., a blank: S = 2 N + 1
