@@ -104,9 +104,18 @@ from jaxloss._regression import (
 # Sequence
 from jaxloss._sequence import ctc_loss, ctc_loss_with_forward_probs
 
+# Of a linear layer's logits, which never exist all at once
+from jaxloss.linear import (
+    LinearStatistics,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_statistics,
+)
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "LinearStatistics",
     "Loss",
     "absolute_error",
     "absolute_percentage_error",
@@ -134,6 +143,9 @@ __all__ = [
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "l2_loss",
+    "linear_cross_entropy",
+    "linear_distillation",
+    "linear_statistics",
     "log_cosh",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",

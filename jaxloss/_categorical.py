@@ -9,11 +9,13 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_or_nan, one_program, xlogy
+from jaxloss._numerics import one_or_nan, one_program, times, xlogy
 from jaxloss._softmax import (
     along,
+    classes,
     label_nll,
     logsumexp,
+    of_label,
     soft_nll,
 )
 
@@ -155,21 +157,20 @@ def softmax_cross_entropy_with_integer_labels(
             )
     smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, ())
     z = _checks.given("z_loss", z_loss, x.dtype, ())
-    return _integer_ce(
+    return integer_cross_entropy(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
 
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
-def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
+def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
     x, labels, kept = _inputs.ignore(x, labels, axis, ignore_index)
     x = _inputs.live_classes(live, x, axis, -jnp.inf, 0)
     loss = label_nll(x, labels, axis)
     weights = None
     if class_weights is not None:
         weights = class_weights.reshape(along(x, axis))
-        index = jnp.clip(labels, 0, x.shape[axis] - 1)
-        loss *= jnp.take(class_weights, index, mode="clip")
+        loss = times(of_label(weights, labels, axis), loss)
     if smoothing is not None:
         y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
         loss = (1 - smoothing) * loss + smoothing * soft_nll(x, y, axis)
@@ -182,7 +183,7 @@ def _integer_ce(x, labels, live, smoothing, class_weights, z_loss, *, axis, igno
 def _uniform(x, live, axis):
     """The uniform distribution over the live classes, broadcastable to `x`."""
     if live is None:
-        return jnp.full(along(x, axis), 1 / max(x.shape[axis], 1), x.dtype)
+        return jnp.full(along(x, axis), 1 / max(classes(x, axis), 1), x.dtype)
     count = jnp.sum(live, axis, keepdims=True, dtype=x.dtype)
     return live.astype(x.dtype) / jnp.maximum(count, 1)
 

@@ -14,14 +14,19 @@ from jaxloss._numerics import compute_dtype
 Axis = int | Sequence[int] | None
 
 
-def predictions(name: str, x: ArrayLike) -> Array:
-    """A floating-point array, in the dtype that the loss is computed in."""
+def floating(name: str, x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {x.dtype} of shape {x.shape}; "
             f"cast with {name}.astype(jnp.float32)"
         )
+    return x
+
+
+def predictions(name: str, x: ArrayLike) -> Array:
+    """A floating-point array, in the dtype that the loss is computed in."""
+    x = floating(name, x)
     return x.astype(compute_dtype(x.dtype))
 
 

@@ -1,5 +1,6 @@
 """Divergences of a predicted distribution from a target one, over the classes of a row."""
 
+import operator
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
 from jaxloss._numerics import defined, finite, nonnegative, one_program, times, xlogy
-from jaxloss._softmax import soft_nll, softmax
+from jaxloss._softmax import ClassAxis, soft_nll, softmax, total
 
 
 def kl_divergence(
@@ -195,7 +196,11 @@ def js_divergence(
 @partial(one_program, static_argnames="axis")
 def _js(log_p, t, live, *, axis):
     p = jnp.exp(_inputs.exclude(live, log_p, -jnp.inf))
-    return jnp.sum(_js_term(p, nonnegative(_inputs.exclude(live, t, 0))), axis)
+    return js_of_probabilities(p, nonnegative(_inputs.exclude(live, t, 0)), axis)
+
+
+def js_of_probabilities(p: Array, t: Array, axis: ClassAxis) -> Array:
+    return jnp.squeeze(total(_js_term(p, t), axis), operator.index(axis))
 
 
 @jax.custom_jvp
@@ -288,11 +293,11 @@ def distillation_loss(
         "logits", logits, "teacher_logits", teacher_logits, axis, where
     )
     temperature = _checks.scalar("temperature", temperature, x.dtype)
-    return _distillation(x, y, live, temperature, axis=axis)
+    return distillation(x, y, live, temperature, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
-def _distillation(x, y, live, temperature, *, axis):
+def distillation(x, y, live, temperature, *, axis):
     x, y = (_inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
     teacher = softmax(y, axis).p
     loss = jnp.squeeze(soft_nll(x, teacher, axis) - soft_nll(y, teacher, axis), axis)

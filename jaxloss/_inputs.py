@@ -87,7 +87,12 @@ def labels(name, x, labels, axis, ignore_index):
             f"along axis {axis}: expected labels of shape {rows}"
         )
     _checks.fits("labels", labels, f"rows of {name}", rows)
-    n = x.shape[axis]
+    check_labels(labels, x.shape[axis], ignore_index)
+    return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
+
+
+def check_labels(labels, n, ignore_index):
+    """Report labels that are not classes, to who asks `checkify` for it."""
     valid = (labels >= 0) & (labels < n)
     if ignore_index is not None:
         valid |= labels == ignore_index
@@ -98,7 +103,6 @@ def labels(name, x, labels, axis, ignore_index):
         low=jnp.min(labels, initial=0),
         high=jnp.max(labels, initial=0),
     )
-    return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
 
 
 def labelled(name, x, y, axis, where, ignore_index=None):

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 
-def one_program(formula: Callable[..., Array], **jit_options: Any) -> Callable[..., Array]:
+def one_program(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
 
     A jit inside of a jit, even an inlined one, would be traced and linearised on its own,

@@ -57,13 +57,28 @@ def reduce_losses(
     total = jnp.sum(weighted)
     if reduction == "sum":
         return total
-    if reduction == "weighted_mean" and weights is not None:
-        size = jnp.sum(weights)
-    else:
-        size = _count(losses, where)
+    size = _size(losses, reduction, weights, where)
     if axis_name is not None:
         size = lax.psum(size, axis_name)
     return per_size(total, size)
+
+
+def coefficients(
+    losses: Array, reduction: Reduction, *, weights: Array | None, where: Array | None
+) -> Array:
+    """By what each of `losses` (anything of their shape) is multiplied in the reduced one."""
+    each = jnp.ones_like(losses) if weights is None else weights
+    each = each if where is None else jnp.where(where, each, 0)
+    if reduction == "sum":
+        return each
+    return per_size(each, _size(losses, reduction, each if weights is not None else None, where))
+
+
+def _size(losses: Array, reduction: Reduction, weights: Array | None, where: Array | None) -> Array:
+    """What a mean divides by; of `weights`, those of masked examples are zero."""
+    if reduction == "weighted_mean" and weights is not None:
+        return jnp.sum(weights)
+    return _count(losses, where)
 
 
 def per_size(total: Array, size: Array) -> Array:

@@ -7,10 +7,14 @@ because the largest entry is left out of the sum of exponentials: `s = 1 + t`,
 `log s = log1p(t)`, `1 - 1/s = t/s`.
 
 Where `groups` are given, which number the parts of a row that are normalised on their own
-(integers in [0, n), along the last axis), what is reduced is kept at full size.
+(integers in [0, n), along the last axis), what is reduced is kept at full size. Where the
+axis is a `Split`, each device holds some classes of every row, and what is reduced is that
+of all devices.
 """
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -22,9 +26,29 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloss._numerics import finite, largest, nan_unless, tangent_sum
 
 
-def along(x: Array, axis: int) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Split:
+    """The index of a class axis whose classes are split, evenly, over mapped devices."""
+
+    axis: int
+    axis_name: str | tuple[str, ...]
+
+    def __index__(self) -> int:
+        return self.axis
+
+
+ClassAxis = int | Split
+
+
+def along(x: Array, axis: ClassAxis) -> tuple[int, ...]:
     """The shape of one value for each class, to broadcast to `x`."""
-    return tuple(n if a == axis else 1 for a, n in enumerate(x.shape))
+    return tuple(n if a == operator.index(axis) else 1 for a, n in enumerate(x.shape))
+
+
+def classes(x: Array, axis: ClassAxis) -> int:
+    """How many classes a row has, on all devices."""
+    devices = lax.axis_size(axis.axis_name) if isinstance(axis, Split) else 1
+    return x.shape[axis] * devices
 
 
 def _of_groups(reduce: Callable[..., Array], x: Array, groups: Array) -> Array:
@@ -36,16 +60,36 @@ def _of_groups(reduce: Callable[..., Array], x: Array, groups: Array) -> Array:
     return jnp.vectorize(row, signature="(n),(n)->(n)")(x, groups)
 
 
-def total(x: Array, axis: int, groups: Array | None = None) -> Array:
+def total(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_sum, x, groups)
-    return jnp.sum(x, axis, keepdims=True)
+    here = jnp.sum(x, operator.index(axis), keepdims=True)
+    return lax.psum(here, axis.axis_name) if isinstance(axis, Split) else here
 
 
-def _top(x: Array, axis: int, groups: Array | None) -> Array:
+def _top(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_max, x, groups)
-    return jnp.max(x, axis, keepdims=True)
+    here = jnp.max(x, operator.index(axis), keepdims=True)
+    return lax.pmax(here, axis.axis_name) if isinstance(axis, Split) else here
+
+
+def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
+    """The label's entry of each row, that of the nearest class where there is none."""
+    n, a = x.shape[axis], operator.index(axis)
+    index = jnp.clip(labels, 0, classes(x, axis) - 1)
+    here = _here(index, n, axis)
+    entry = jnp.take_along_axis(x, jnp.clip(here, 0, n - 1), a, mode="promise_in_bounds")
+    if not isinstance(axis, Split):
+        return entry
+    return lax.psum(jnp.where((here >= 0) & (here < n), entry, 0), axis.axis_name)
+
+
+def _here(labels: Array, n: int, axis: ClassAxis) -> Array:
+    """Labels, counted from the first of this device's `n` classes."""
+    if not isinstance(axis, Split):
+        return labels
+    return labels - lax.axis_index(axis.axis_name).astype(labels.dtype) * n
 
 
 class _Row(NamedTuple):
@@ -53,7 +97,7 @@ class _Row(NamedTuple):
     tail: Array  # sum of exp(-gap) over all classes but one of the largest
 
 
-def _row(x: Array, axis: int, groups: Array | None = None) -> _Row:
+def _row(x: Array, axis: ClassAxis, groups: Array | None = None) -> _Row:
     # Selects, not minimum and maximum: some of XLA's CPU reductions drop NaN in those.
     big = largest(x.dtype)
     top = _top(x, axis, groups)
@@ -71,7 +115,7 @@ def _dominant(p: Array) -> Array:
     return p > 0.5
 
 
-def _relative(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
+def _relative(p: Array, v: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     """`v` less the dominant class's entry, if there is one; exactly zero there.
 
     By a mask, so that the transpose, which reverse mode runs, is as exact as this.
@@ -80,7 +124,7 @@ def _relative(p: Array, v: Array, axis: int, groups: Array | None = None) -> Arr
     return jnp.where(dominant, 0, v - total(jnp.where(dominant, v, 0), axis, groups))
 
 
-def centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array:
+def centred(p: Array, v: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     """`v - sum(p * v)`, the tangent of the log-probabilities.
 
     What remains relative to the dominant class is weighted by small probabilities only.
@@ -89,7 +133,7 @@ def centred(p: Array, v: Array, axis: int, groups: Array | None = None) -> Array
     return u - total(p * u, axis, groups)
 
 
-def _residual(p: Array, w: Array, axis: int) -> Array:
+def _residual(p: Array, w: Array, axis: ClassAxis) -> Array:
     """`p * sum(w) - w`, minus the transpose of `centred`; it sums to zero."""
     others = jnp.where(_dominant(p), 0, p * total(w, axis) - w)
     return jnp.where(_dominant(p), -total(others, axis), others)
@@ -101,7 +145,7 @@ class Softmax(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(x: Array, axis: int, groups: Array | None = None) -> Softmax:
+def softmax(x: Array, axis: ClassAxis, groups: Array | None = None) -> Softmax:
     row = _row(x, axis, groups)
     return Softmax(jnp.exp(-row.gap) / (1 + row.tail), row.gap + jnp.log1p(row.tail))
 
@@ -115,7 +159,7 @@ def _softmax_rule(axis, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def complement(x: Array, axis: int) -> Array:
+def complement(x: Array, axis: ClassAxis) -> Array:
     """`1 - softmax(x)`."""
     p, tail = softmax(x, axis).p, _row(x, axis).tail
     return jnp.where(_dominant(p), tail / (1 + tail), 1 - p)
@@ -129,8 +173,8 @@ def _complement_rule(axis, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def logsumexp(x: Array, axis: int) -> Array:
-    return jnp.max(x, axis, keepdims=True) + jnp.log1p(_row(x, axis).tail)
+def logsumexp(x: Array, axis: ClassAxis) -> Array:
+    return _top(x, axis) + jnp.log1p(_row(x, axis).tail)
 
 
 @logsumexp.defjvp
@@ -139,16 +183,16 @@ def _logsumexp_rule(axis, primals, tangents):
     return logsumexp(x, axis), total(softmax(x, axis).p * v, axis)
 
 
-def _without_dominant(x: Array, axis: int) -> Array:
+def _without_dominant(x: Array, axis: ClassAxis) -> Array:
     return jnp.where(_dominant(softmax(x, axis).p), -jnp.inf, x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_complement(x: Array, axis: int) -> Array:
+def log_complement(x: Array, axis: ClassAxis) -> Array:
     """`log(1 - softmax(x))`, right where `1 - softmax(x)` underflows."""
     p = softmax(x, axis).p
     others = logsumexp(_without_dominant(x, axis), axis)
-    top = jnp.max(x, axis, keepdims=True)
+    top = _top(x, axis)
     dominant = (others - top) - jnp.log1p(_row(x, axis).tail)
     return jnp.where(_dominant(p), dominant, jnp.log1p(-jnp.where(_dominant(p), 0, p)))
 
@@ -194,12 +238,12 @@ class _SoftRow(NamedTuple):
     loss: Array
 
 
-def _soft_row(x: Array, y: Array, axis: int) -> _SoftRow:
+def _soft_row(x: Array, y: Array, axis: ClassAxis) -> _SoftRow:
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
-    top = jnp.max(x, axis, keepdims=True)
+    top = _top(x, axis)
     gap = _gap(x, top, 1)
     rest = total(jnp.exp(-gap) * _below(gap, 1), axis) / 2
-    count = x.shape[axis] - total(_below(_gap(x, top, 2), 2), axis) / 4
+    count = classes(x, axis) - total(_below(_gap(x, top, 2), 2), axis) / 4
     tail = rest + jnp.maximum(count - 1, 0)
     # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
     behind = total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
@@ -212,7 +256,7 @@ def _soft_row(x: Array, y: Array, axis: int) -> _SoftRow:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def soft_nll(x: Array, y: Array, axis: int) -> Array:
+def soft_nll(x: Array, y: Array, axis: ClassAxis) -> Array:
     """`-sum(y * log softmax(x))`, for labels `y` that need not sum to one."""
     return _soft_row(x, y, axis).loss
 
@@ -229,12 +273,12 @@ def _soft_nll_rule(axis, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _soft_nll_and_gradient(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
+def _soft_nll_and_gradient(x: Array, y: Array, axis: ClassAxis) -> tuple[Array, Array]:
     row = _soft_row(x, y, axis)
     return row.loss, _soft_gradient(x, y, row, axis)
 
 
-def _soft_gradient(x: Array, y: Array, row: _SoftRow, axis: int) -> Array:
+def _soft_gradient(x: Array, y: Array, row: _SoftRow, axis: ClassAxis) -> Array:
     """`softmax(x) * sum(y) - y`, linear in `y`.
 
     At a sole largest class this is p * (sum of the other labels) - y * (1 - p), with the
@@ -268,15 +312,15 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     return (loss, gradient), (d_loss, d_gradient)
 
 
-def _label_bump(x: Array, labels: Array, axis: int, unit: float) -> Array:
+def _label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
-    classes = lax.broadcasted_iota(x.dtype, along(x, axis), axis)
-    d = unit * classes - unit * labels.astype(x.dtype)
+    index = lax.broadcasted_iota(x.dtype, along(x, axis), operator.index(axis))
+    d = unit * index - unit * _here(labels, x.shape[axis], axis).astype(x.dtype)
     return d * d
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def label_nll(x: Array, labels: Array, axis: int) -> Array:
+def label_nll(x: Array, labels: Array, axis: ClassAxis) -> Array:
     """`-log softmax(x)[label]`; NaN, with NaN derivatives, for a label out of range.
 
     `labels` are integers of size one along `axis`.
@@ -292,7 +336,7 @@ def _label_nll_rule(axis, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _label_nll_and_gradient(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+def _label_nll_and_gradient(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array]:
     """Also `softmax(x) - one_hot(label)`, as `(exp(x - top) or -tail) / total`."""
     row = _label_row(x, labels, axis)
     # Beside a class of +inf the others do not count; without any class nothing does.
@@ -301,13 +345,17 @@ def _label_nll_and_gradient(x: Array, labels: Array, axis: int) -> tuple[Array, 
     scale = nan_unless(~jnp.isnan(row.loss), 1 / total)
     # Compute these once a row, not once an element.
     top, scale, tail = lax.optimization_barrier((row.top, scale, tail))
-    bump = _label_bump(x, labels, axis, _power_above(x.shape[axis])) - tail
-    return row.loss, scale * jnp.minimum(jnp.exp(jnp.minimum(x - top, 0)), bump)
+    return row.loss, scale * others_and_label(x, labels, top, tail, axis, classes(x, axis))
 
 
-def _power_above(n: int) -> float:
-    """A power of two, other than 128, whose square exceeds one plus any tail of n classes."""
-    return float(2 ** max(8, (n.bit_length() + 3) // 2))
+def others_and_label(
+    x: Array, labels: Array, top: Array, tail: Array, axis: ClassAxis, n: int
+) -> Array:
+    """`exp(x - top)`, but `-tail` at the label, for rows of `n` classes in all."""
+    # A power of two, other than 128, whose square exceeds one plus any tail.
+    unit = float(2 ** max(8, (n.bit_length() + 3) // 2))
+    bump = _label_bump(x, labels, axis, unit) - tail
+    return jnp.minimum(jnp.exp(jnp.minimum(x - top, 0)), bump)
 
 
 @partial(_label_nll_and_gradient.defjvp, symbolic_zeros=True)
@@ -327,22 +375,30 @@ class _LabelRow(NamedTuple):
     loss: Array  # -log p_label, or NaN
 
 
-def _label_row(x: Array, labels: Array, axis: int) -> _LabelRow:
-    n, big = x.shape[axis], largest(x.dtype)
-    largest_logit = jnp.max(x, axis, keepdims=True)
+def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
+    big = largest(x.dtype)
+    largest_logit = _top(x, axis)
     top = jnp.clip(largest_logit, -big, big)
-    index = jnp.clip(labels, 0, n - 1).astype(jnp.int32)
-    x_label = jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
-    # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
-    bump = _label_bump(x, labels, axis, 128.0) - 4096
-    tail = total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+    x_label = of_label(x, labels, axis)
+    tail = tail_of_others(x, labels, top, axis)
     gap = jnp.maximum(top - x_label, 0)
     e_label = jnp.exp(-gap)
-    # log(tail + e_label), as log1p of what is left without a term that is one.
-    rest = jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)
+    rest = beyond_one(tail, e_label)
     # The only sound infinite tail is that of a class of +inf other than the label.
     sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
-    valid = (labels == index.astype(labels.dtype)) & sound
+    valid = (labels >= 0) & (labels < classes(x, axis)) & sound
     loss = nan_unless(valid, jnp.log1p(rest) + gap)
     # The barrier has these computed once, not in each of their users.
     return _LabelRow(*lax.optimization_barrier((top, tail, e_label, loss)))
+
+
+def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Array:
+    """The sum of `exp(x - top)` over all classes but the label; infinite with a NaN."""
+    # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
+    bump = _label_bump(x, labels, axis, 128.0) - 4096
+    return total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+
+
+def beyond_one(tail: Array, e_label: Array) -> Array:
+    """`tail + e_label - 1`, by leaving out a term that is one, the largest logit's."""
+    return jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)

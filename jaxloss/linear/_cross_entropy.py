@@ -1,0 +1,182 @@
+"""The cross-entropy of a linear layer, without its logits."""
+
+from functools import partial
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks
+from jaxloss._numerics import one_program
+from jaxloss._reduce import Reduction, check_reduction, reduce_losses
+from jaxloss.linear import _operands, _rows, _vocab
+from jaxloss.linear._operands import AxisName
+from jaxloss.linear._rule import reduced
+from jaxloss.linear._sharding import automatic, groups
+from jaxloss.linear._tokens import Sweep, logits_of
+
+Implementation = Literal["tokens", "vocab", "dense"]
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    vocab_first: bool = False,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    logit_softcap: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    implementation: Implementation | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
+
+    With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,
+    s `label_smoothing` and w `class_weights`:
+
+        x <- c * tanh(x / c)
+        loss = (1 - s) * w_k * nll_k + s / V * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
+
+    where `nll = -log_softmax(x)`: `softmax_cross_entropy_with_integer_labels` of the logits, in
+    value and all derivatives, forward and reverse, by all operands.
+
+    Args:
+        hidden: what the last layer takes, floating, [..., D].
+        weight: of the last layer, floating, [D, V]; [V, D] with `vocab_first`. Matmuls are done in
+            the dtypes of `hidden` and `weight`, and accumulate in float32 (float64 for float64).
+        labels: integers in [0, V), of the shape of `hidden` without its last axis. Any other label
+            makes the loss NaN; under `jax.experimental.checkify` it is reported.
+        bias: [V]; -inf excludes a class.
+        vocab_first: whether the weight is [V, D], as a table of embeddings is.
+        reduction: "mean" (over the tokens that are not masked), "weighted_mean" (over the sum of
+            their weights), "sum", or "none".
+        weights: of the tokens, of the shape of `labels` or of its leading axes. A token of weight
+            zero adds nothing, even if it holds NaN, but counts in "mean".
+        where: booleans, likewise; a masked token adds nothing and does not count.
+        ignore_index: tokens with this label are masked.
+        label_smoothing: s in [0, 1].
+        z_loss: weight of the squared log-normaliser.
+        logit_softcap: c, positive; logits stay in (-c, c), but for -inf.
+        class_weights: V weights, at least 0; they multiply the loss and do not normalise it.
+        chunk_size: how many tokens ("vocab": classes) to take at once. By default as many as make
+            logits of 64 MiB, but not fewer than min(D, 512), so that the matmuls stay large.
+        implementation: by default "tokens".
+
+            - "tokens": chunks of tokens, three matmuls for value and gradients (two if `hidden`
+              or `weight` is not differentiated). Temporary memory: logits of a chunk twice at
+              most, 8 * chunk_size * V bytes, and for a weight of half precision its gradient in
+              float32, 4 * D * V bytes.
+            - "vocab": blocks of the vocabulary, four matmuls. Temporary memory:
+              8 * chunk_size * N bytes and 4 * N * D for the gradient of `hidden`. Not for
+              reduction "none".
+            - "dense": all logits at once, plainly.
+        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
+            and `class_weights` is split; labels are those of the whole vocabulary.
+
+    Returns:
+        The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
+        "none" one a token. An empty or fully masked batch gives 0.
+
+    Raises:
+        TypeError: hidden or weight are not floating point, labels not integers, `where` not
+            boolean.
+        ValueError: shapes do not match; an unknown reduction or implementation; a setting out of
+            its range; with `axis_name`, a weight that is not split over it.
+
+    Reverse mode by a reduced loss only scales gradients that were formed together with the value;
+    by reduction "none" it computes the logits of each chunk once more.
+
+    References:
+        Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024,
+        arXiv:2411.09009; Hsu et al., Liger Kernel, 2024, arXiv:2410.10989.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> hidden = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> weight = jnp.array([[20.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> labels = jnp.array([0, 1])
+    >>> print(jaxloss.linear_cross_entropy(hidden, weight, labels, reduction="none"))
+    [4.1223e-09 2.3954e-01]
+    """
+    check_reduction(reduction)
+    _check_implementation(implementation, reduction)
+    _checks.option("label_smoothing", label_smoothing, 0, 1)
+    head = _operands.head(hidden, weight, vocab_first, axis_name)
+    shape = head.hidden.shape[:-1]
+    here, dtype = _operands.vocabulary(head, vocab_first), _operands.dtype_of(head)
+    classes = _operands.all_classes(here, axis_name)
+    labels = _operands.labels_of(labels, shape, classes, ignore_index)
+    settings = _rows.Settings(
+        bias=_operands.of_classes("bias", bias, here, dtype),
+        softcap=_operands.softcap(logit_softcap, dtype),
+        class_weights=_operands.of_classes("class_weights", class_weights, here, dtype),
+        smoothing=_checks.given("label_smoothing", label_smoothing, dtype, ()),
+        z_loss=_checks.given("z_loss", z_loss, dtype, ()),
+    )
+    weights = _operands.of_tokens("weights", weights, shape, dtype)
+    where = _operands.of_tokens("where", where, shape, jnp.bool_)
+    return _linear_cross_entropy(
+        head, labels, settings, weights, where,
+        vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
+        chunk_size=_checks.chunk_size(chunk_size), implementation=implementation or "tokens",
+        axis_name=axis_name,
+    )  # fmt: skip
+
+
+def _check_implementation(implementation: str | None, reduction: str) -> None:
+    names = get_args(Implementation)
+    if implementation is not None and implementation not in names:
+        raise ValueError(f"implementation must be None or one of {names}, got {implementation!r}")
+    if implementation == "vocab" and reduction == "none":
+        raise ValueError(
+            "implementation='vocab' forms gradients together with one number, so it has no "
+            "reduction='none'; leave implementation out"
+        )
+
+
+@partial(
+    one_program,
+    static_argnames=(
+        "vocab_first", "reduction", "ignore_index", "chunk_size", "implementation", "axis_name",
+    ),
+)  # fmt: skip
+def _linear_cross_entropy(head, labels, *settings, reduction, **static):
+    formula = partial(_formula, reduction=reduction, groups=groups(head.hidden), **static)
+    return automatic(formula, labels if reduction == "none" else None, head, labels, *settings)
+
+
+def _formula(
+    head, labels, settings, weights, where,
+    *, vocab_first, reduction, ignore_index, chunk_size, implementation, axis_name, groups,
+):  # fmt: skip
+    shape = labels.shape
+    labels, weights, live = _operands.flat(labels, weights, where)
+    if ignore_index is not None:
+        live = labels != ignore_index if live is None else live & (labels != ignore_index)
+    here = _operands.vocabulary(head, vocab_first)
+    classes = _operands.all_classes(here, axis_name)
+    heads = (_operands.rows(head),)
+    dead = _operands.dead(live, weights, heads, labels, classes)
+    heads, labels = _operands.without(dead, heads, labels, classes)
+
+    axis = _operands.class_axis(axis_name)
+    rows, fast = partial(_rows.cross_entropy, axis=axis), None
+    if implementation == "dense":
+        losses = rows((logits_of(heads[0], vocab_first),), labels, settings)
+        losses = reduce_losses(losses, reduction, weights=weights, where=live)
+        return losses.reshape(shape) if reduction == "none" else losses
+    size = len(labels) // groups, heads[0].hidden.shape[1], here
+    if implementation == "vocab":
+        block = _operands.block_of_classes(chunk_size, *size)
+        fast, chunk_size = partial(_vocab.total_and_gradients, block_size=block, axis=axis), None
+    sweep = Sweep(rows, _operands.chunk_of_tokens(chunk_size, *size), vocab_first, fast)
+    losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
+    return losses.reshape(shape) if reduction == "none" else losses

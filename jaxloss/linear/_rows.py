@@ -1,0 +1,97 @@
+"""The losses of chunks of logits, from the library's formulas for whole rows."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxloss._categorical import integer_cross_entropy
+from jaxloss._divergence import distillation, js_of_probabilities
+from jaxloss._numerics import tanh, times
+from jaxloss._softmax import ClassAxis, Split, label_nll, logsumexp, softmax, total
+
+
+class Settings(NamedTuple):
+    """What all tokens share, None where it is not used."""
+
+    bias: Array | None = None
+    softcap: Array | None = None
+    class_weights: Array | None = None
+    smoothing: Array | None = None
+    z_loss: Array | None = None
+
+
+class LinearStatistics(NamedTuple):
+    """What `linear_statistics` returns, one of each for each token."""
+
+    log_prob: Array
+    logsumexp: Array
+    entropy: Array
+    argmax: Array
+
+
+def shaped(x: Array, bias: Array | None, softcap: Array | None) -> Array:
+    """Logits, from what the matmul gives; a class that the bias excludes stays excluded."""
+    if bias is not None:
+        x = x + bias[None]
+    if softcap is None:
+        return x
+    return jnp.where(x == -jnp.inf, x, softcap * tanh(x / softcap))
+
+
+def cross_entropy(
+    logits: tuple[Array, ...], labels: Array, settings: Settings, *, axis: ClassAxis
+) -> Array:
+    x = shaped(logits[0], settings.bias, settings.softcap)
+    return integer_cross_entropy(
+        x, labels[:, None], None, settings.smoothing, settings.class_weights, settings.z_loss,
+        axis=axis, ignore_index=None,
+    )  # fmt: skip
+
+
+def statistics(
+    logits: tuple[Array, ...], labels: Array, settings: Settings, *, axis: ClassAxis
+) -> LinearStatistics:
+    x = shaped(logits[0], settings.bias, settings.softcap)
+    p, nll = softmax(x, axis)
+    return LinearStatistics(
+        -label_nll(x, labels[:, None], axis)[:, 0],
+        logsumexp(x, axis)[:, 0],
+        total(times(p, nll), axis)[:, 0],
+        _argmax(lax.stop_gradient(x), axis),
+    )
+
+
+def _argmax(x: Array, axis: ClassAxis) -> Array:
+    """The first of the largest logits, counted over all devices."""
+    here = jnp.argmax(x, 1)
+    if not isinstance(axis, Split):
+        return here
+    name = axis.axis_name
+    highest = jnp.max(x, 1)
+    index = here + x.shape[1] * lax.axis_index(name)
+    elsewhere = jnp.iinfo(here.dtype).max
+    return lax.pmin(jnp.where(highest == lax.pmax(highest, name), index, elsewhere), name)
+
+
+class Pair(NamedTuple):
+    """What all tokens share in a distillation."""
+
+    temperature: Array
+    bias: Array | None
+    teacher_bias: Array | None
+
+
+def kl(logits: tuple[Array, ...], labels: Array, pair: Pair, *, axis: ClassAxis) -> Array:
+    x, y = _student_and_teacher(logits, pair)
+    return distillation(x, y, None, pair.temperature, axis=axis)
+
+
+def js(logits: tuple[Array, ...], labels: Array, pair: Pair, *, axis: ClassAxis) -> Array:
+    x, y = (softmax(x / pair.temperature, axis).p for x in _student_and_teacher(logits, pair))
+    return pair.temperature**2 * js_of_probabilities(x, y, axis)
+
+
+def _student_and_teacher(logits: tuple[Array, ...], pair: Pair) -> tuple[Array, Array]:
+    student, teacher = logits
+    return shaped(student, pair.bias, None), shaped(teacher, pair.teacher_bias, None)

@@ -1,0 +1,210 @@
+"""What else is asked of a linear layer's logits: statistics of each token, and distillation."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxloss import _checks
+from jaxloss._numerics import one_program
+from jaxloss._reduce import Reduction, check_reduction
+from jaxloss.linear import _operands, _rows
+from jaxloss.linear._operands import AxisName
+from jaxloss.linear._rows import LinearStatistics
+from jaxloss.linear._rule import per_token, reduced
+from jaxloss.linear._sharding import automatic, groups
+from jaxloss.linear._tokens import Sweep
+
+
+def linear_statistics(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    vocab_first: bool = False,
+    where: ArrayLike | None = None,
+    logit_softcap: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> LinearStatistics:
+    r"""Log-probability of the label, log-sum-exp, entropy and argmax of each token's logits.
+
+    For policy gradients, preference losses, distillation and metrics, from one sweep over chunks
+    of tokens. With x the logits `hidden @ weight + bias` of one token and k its label:
+
+        log_prob = log_softmax(x)_k
+        logsumexp = log sum_j exp(x_j)
+        entropy = -sum_j p_j * log p_j, for p = softmax(x)
+        argmax = the first j with the largest x_j
+
+    Args:
+        hidden, weight, labels, bias, vocab_first, where, logit_softcap, axis_name: see
+            `linear_cross_entropy`.
+        chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
+
+    Returns:
+        A named tuple of four arrays of the shape of `labels`: the first three in nats, in float32
+        (float64 for float64 operands), the last of integers. All are 0 for masked tokens.
+
+    Raises:
+        TypeError, ValueError: see `linear_cross_entropy`.
+
+    The first three are differentiable, to any order, forward and reverse; reverse mode computes
+    the logits of each chunk once more. For a mean of `log_prob` alone, `linear_cross_entropy` is
+    a matmul cheaper.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> hidden, weight = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> stats = jaxloss.linear_statistics(hidden, weight, jnp.array([0]))
+    >>> print(stats.log_prob, stats.entropy, stats.argmax)
+    [-1.4076] [0.8324] [1]
+    """
+    head = _operands.head(hidden, weight, vocab_first, axis_name)
+    shape = head.hidden.shape[:-1]
+    here, dtype = _operands.vocabulary(head, vocab_first), _operands.dtype_of(head)
+    labels = _operands.labels_of(labels, shape, _operands.all_classes(here, axis_name))
+    settings = _rows.Settings(
+        bias=_operands.of_classes("bias", bias, here, dtype),
+        softcap=_operands.softcap(logit_softcap, dtype),
+    )
+    where = _operands.of_tokens("where", where, shape, jnp.bool_)
+    return _linear_statistics(
+        head, labels, settings, where,
+        vocab_first=vocab_first, chunk_size=_checks.chunk_size(chunk_size), axis_name=axis_name,
+    )  # fmt: skip
+
+
+@partial(one_program, static_argnames=("vocab_first", "chunk_size", "axis_name"))
+def _linear_statistics(head, labels, *settings, **static):
+    out = LinearStatistics(labels, labels, labels, labels)
+    return automatic(partial(_statistics_formula, **static), out, head, labels, *settings)
+
+
+def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_size, axis_name):
+    shape = labels.shape
+    labels, where = _operands.flat(labels, where)
+    here = _operands.vocabulary(head, vocab_first)
+    dead = None if where is None else ~where
+    classes = _operands.all_classes(here, axis_name)
+    heads, labels = _operands.without(dead, (_operands.rows(head),), labels, classes)
+    rows = partial(_rows.statistics, axis=_operands.class_axis(axis_name))
+    size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, here)
+    columns = per_token(Sweep(rows, size, vocab_first), heads, labels, settings)
+    if dead is not None:
+        columns = jax.tree.map(lambda column: jnp.where(dead, 0, column), columns)
+    return jax.tree.map(lambda column: column.reshape(shape), columns)
+
+
+def linear_distillation(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_weight: ArrayLike,
+    *,
+    divergence: Literal["kl", "js"] = "kl",
+    temperature: ArrayLike = 1.0,
+    bias: ArrayLike | None = None,
+    teacher_bias: ArrayLike | None = None,
+    vocab_first: bool = False,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""Divergence of a student's next-token distribution from a teacher's, without their logits.
+
+    With x and y the logits `hidden @ weight + bias` of student and teacher, T the temperature,
+    p = softmax(x / T) and t = softmax(y / T):
+
+        kl: loss = T**2 * KL(t || p)
+        js: loss = T**2 * (KL(p || m) + KL(t || m)) / 2, for m = (p + t) / 2
+
+    Args:
+        hidden, weight, bias: the student's last layer; see `linear_cross_entropy`.
+        teacher_hidden, teacher_weight, teacher_bias: the teacher's, over the same tokens and
+            classes; its features may be other ones. Where the teacher is frozen, wrap them in
+            `jax.lax.stop_gradient`, or do not differentiate by them: that costs no matmul.
+        divergence: "kl" or "js".
+        temperature: T, positive.
+        vocab_first, reduction, weights, where, axis_name: see `linear_cross_entropy`.
+        chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
+
+    Returns:
+        The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
+        "none" one a token.
+
+    Raises:
+        TypeError, ValueError: see `linear_cross_entropy`.
+
+    References:
+        Hinton et al., 2015, arXiv:1503.02531; Agarwal et al., On-Policy Distillation of Language
+        Models, 2023, arXiv:2306.13649.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> hidden, weight = jnp.array([[1.0]]), jnp.array([[1.0, 0.0, 0.0]])
+    >>> teacher = jnp.array([[3.0, 1.0, 0.0]])
+    >>> print(jaxloss.linear_distillation(hidden, weight, hidden, teacher, temperature=2.0))
+    0.296607
+    """
+    check_reduction(reduction)
+    _checks.option("temperature", temperature, 0, float("inf"))
+    if divergence not in ("kl", "js"):
+        raise ValueError(f"divergence must be 'kl' or 'js', got {divergence!r}")
+    student = _operands.head(hidden, weight, vocab_first, axis_name)
+    teacher = _operands.head(teacher_hidden, teacher_weight, vocab_first, axis_name, "teacher_")
+    shape, of_teacher = student.hidden.shape[:-1], teacher.hidden.shape[:-1]
+    here, dtype = _operands.vocabulary(student, vocab_first), _operands.dtype_of(student, teacher)
+    if shape != of_teacher or here != _operands.vocabulary(teacher, vocab_first):
+        raise ValueError(
+            f"teacher_hidden of shape {(*of_teacher, 'D')} and teacher_weight of shape "
+            f"{teacher.weight.shape} do not match the student's, {(*shape, 'D')} and "
+            f"{student.weight.shape}: expected the same tokens and the same classes"
+        )
+    pair = _rows.Pair(
+        _checks.scalar("temperature", temperature, dtype),
+        _operands.of_classes("bias", bias, here, dtype),
+        _operands.of_classes("teacher_bias", teacher_bias, here, dtype),
+    )
+    weights = _operands.of_tokens("weights", weights, shape, dtype)
+    where = _operands.of_tokens("where", where, shape, jnp.bool_)
+    return _linear_distillation(
+        (student, teacher), pair, weights, where,
+        divergence=divergence, vocab_first=vocab_first, reduction=reduction,
+        chunk_size=_checks.chunk_size(chunk_size), axis_name=axis_name,
+    )  # fmt: skip
+
+
+@partial(
+    one_program,
+    static_argnames=("divergence", "vocab_first", "reduction", "chunk_size", "axis_name"),
+)
+def _linear_distillation(heads, *settings, reduction, **static):
+    hidden = heads[0].hidden
+    formula = partial(_distillation_formula, reduction=reduction, groups=groups(hidden), **static)
+    return automatic(formula, hidden[..., 0] if reduction == "none" else None, heads, *settings)
+
+
+def _distillation_formula(
+    heads, pair, weights, where,
+    *, divergence, vocab_first, reduction, chunk_size, axis_name, groups,
+):  # fmt: skip
+    shape = heads[0].hidden.shape[:-1]
+    weights, where = _operands.flat(weights, where)
+    heads = tuple(map(_operands.rows, heads))
+    labels = jnp.zeros(len(heads[0].hidden), jnp.int32)  # There are none.
+    dead = _operands.dead(where, weights, heads, labels, 1)
+    heads, labels = _operands.without(dead, heads, labels, 1)
+    features = min(head.hidden.shape[1] for head in heads)
+    here = _operands.vocabulary(heads[0], vocab_first)
+    size = _operands.chunk_of_tokens(chunk_size, len(labels) // groups, features, here)
+    rows = partial(
+        _rows.kl if divergence == "kl" else _rows.js, axis=_operands.class_axis(axis_name)
+    )
+    sweep = Sweep(rows, size, vocab_first)
+    losses = reduced(sweep, heads, labels, pair, reduction, weights, where, groups)
+    return losses.reshape(shape) if reduction == "none" else losses
