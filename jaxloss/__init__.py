@@ -105,17 +105,11 @@ from jaxloss._regression import (
 from jaxloss._sequence import ctc_loss, ctc_loss_with_forward_probs
 
 # Of a linear layer's logits, which never exist all at once
-from jaxloss.linear import (
-    LinearStatistics,
-    linear_cross_entropy,
-    linear_distillation,
-    linear_statistics,
-)
+from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LinearStatistics",
     "Loss",
     "absolute_error",
     "absolute_percentage_error",

@@ -58,7 +58,8 @@ def statistics(
         -label_nll(x, labels[:, None], axis)[:, 0],
         logsumexp(x, axis)[:, 0],
         total(times(p, nll), axis)[:, 0],
-        _argmax(lax.stop_gradient(x), axis),
+        # A float, exact up to 2**24 classes, has a tangent in `shard_map`, which integers lack.
+        _argmax(lax.stop_gradient(x), axis).astype(x.dtype),
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -131,7 +130,7 @@ def _inner(g: Array, d: Array, like: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def per_token(sweep: Sweep, heads: tuple[Head, ...], labels: Array, shared: Any) -> Any:
-    """What `rows` returns, for each token."""
+    """What `rows` returns, numbers of floating point, for each token."""
     return each_token(sweep, heads, labels, shared)
 
 
@@ -147,13 +146,8 @@ def _per_token_rule(sweep, primals, tangents):
         lambda x, d: jnp.zeros_like(x) if isinstance(d, SymbolicZero) else d, shared, d_shared
     )
     out = per_token(sweep, heads, labels, shared)
-    floating = tangents_of_each_token(sweep, heads, labels, shared, d_heads, d_shared)
-    return out, jax.tree.map(_or_none, out, floating)
+    return out, tangents_of_each_token(sweep, heads, labels, shared, d_heads, d_shared)
 
 
 def _wide(d: Array) -> Array:
     return d.astype(compute_dtype(d.dtype))
-
-
-def _or_none(x: Array, d: Array | None) -> Any:
-    return np.zeros(x.shape, jax.dtypes.float0) if d is None else d

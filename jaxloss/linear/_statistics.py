@@ -57,6 +57,10 @@ def linear_statistics(
     the logits of each chunk once more. For a mean of `log_prob` alone, `linear_cross_entropy` is
     a matmul cheaper.
 
+    References:
+        Rafailov et al., Direct Preference Optimization, 2023, arXiv:2305.18290; Ahmadian et al.,
+        Back to Basics: Revisiting REINFORCE, 2024, arXiv:2402.14740.
+
     >>> import jax.numpy as jnp, jaxloss
     >>> hidden, weight = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> stats = jaxloss.linear_statistics(hidden, weight, jnp.array([0]))
@@ -96,6 +100,7 @@ def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_siz
     columns = per_token(Sweep(rows, size, vocab_first), heads, labels, settings)
     if dead is not None:
         columns = jax.tree.map(lambda column: jnp.where(dead, 0, column), columns)
+    columns = columns._replace(argmax=columns.argmax.astype(jnp.int32))
     return jax.tree.map(lambda column: column.reshape(shape), columns)
 
 

@@ -4,7 +4,7 @@ A loss is a function `rows(logits, labels, shared)` of one chunk, where `logits`
 for each head and `shared` holds what all tokens share but the weights (biases, settings).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,17 +121,21 @@ def total_and_gradients(
             for head, g, *which in zip(some, g_logits, wanted.hidden, wanted.weight, strict=True)
         ]
         g_hidden, g_weight = zip(*matmuls, strict=True)
+        g_hidden = in_dtypes(g_hidden, hidden)
         g_shared = jax.tree.map(lambda w, g: g if w else None, wanted.shared, g_shared)
         each = g_hidden, finite(losses) if wanted.coefficients else None
         return (jnp.sum(times(a, losses)), g_weight, g_shared), each
 
     tokens = tuple(head.hidden for head in heads), labels, coefficients
     (total, g_weight, g_shared), (g_hidden, losses) = over_chunks(chunk, sweep.chunk_size, tokens)
-    g_weight = tuple(
-        None if g is None else g.astype(head.weight.dtype)
-        for g, head in zip(g_weight, heads, strict=True)
-    )
+    g_weight = in_dtypes(g_weight, [head.weight for head in heads])
     return total, Wanted(g_hidden, g_weight, g_shared, losses)
+
+
+def in_dtypes(gradients: Sequence[Array | None], like: Sequence[Array]) -> tuple[Array | None, ...]:
+    """The one rounding of gradients that were added up in float32."""
+    pairs = zip(gradients, like, strict=True)
+    return tuple(None if g is None else g.astype(x.dtype) for g, x in pairs)
 
 
 def head_gradients(head: Head, g: Array, vocab_first: bool, hidden: bool, weight: bool):
@@ -140,7 +144,7 @@ def head_gradients(head: Head, g: Array, vocab_first: bool, hidden: bool, weight
         g = g.astype(head.weight.dtype)
     g_hidden = g_weight = None
     if hidden:
-        g_hidden = _dot(g, 1, head.weight, 0 if vocab_first else 1).astype(head.hidden.dtype)
+        g_hidden = _dot(g, 1, head.weight, 0 if vocab_first else 1)
     if weight:
         g_weight = _dot(g, 0, head.hidden, 0) if vocab_first else _dot(head.hidden, 0, g, 0)
     return g_hidden, g_weight
@@ -166,7 +170,7 @@ def tangents_of_each_token(
     d_heads: tuple[Head, ...],
     d_shared: Any,
 ) -> Any:
-    """The derivative of `each_token` along a direction, None for what is not floating point.
+    """The derivative of `each_token` along a direction.
 
     A head's tangents are None where they are zero, and else in float32 or float64.
     """
@@ -185,14 +189,11 @@ def tangents_of_each_token(
             ]
             logits.append(x)
             d_logits.append(sum(terms, jnp.zeros_like(x)))
-        out, d_out = jax.jvp(
+        return (), jax.jvp(
             lambda x, s: sweep.rows(x, labels, s),
             (tuple(logits), shared),
             (tuple(d_logits), d_shared),
-        )
-        return (), jax.tree.map(
-            lambda x, d: d if jnp.issubdtype(x.dtype, jnp.floating) else None, out, d_out
-        )
+        )[1]
 
     hidden, d_hidden = tuple(h.hidden for h in heads), tuple(d.hidden for d in d_heads)
     return over_chunks(chunk, sweep.chunk_size, (hidden, d_hidden, labels))[1]

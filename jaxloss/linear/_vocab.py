@@ -1,11 +1,12 @@
 """A sweep over blocks of the vocabulary: the cross-entropy's total and gradients in little memory.
 
 It looks at each block twice, for the statistics of the rows and then for the gradients: four
-matmuls, of which each block of the weight's gradient is written once, in its own dtype. Its
-derivatives are those of the sweep over tokens.
+matmuls, of which each block of the weight's gradient is written once, in its own dtype. What is
+differentiated further is the sweep over tokens.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from jaxloss._softmax import (
 )
 from jaxloss.linear._rows import Settings, shaped
 from jaxloss.linear._sharding import alike, typed_like
-from jaxloss.linear._tokens import Head, Sweep, Wanted, head_gradients, logits_of
+from jaxloss.linear._tokens import Head, Sweep, Wanted, head_gradients, in_dtypes, logits_of
 
 
 class _Part(NamedTuple):
@@ -44,6 +45,57 @@ class _Losses(NamedTuple):
     lse: Array  # log-sum-exp of the logits
 
 
+class _Row(NamedTuple):
+    """Statistics of whole rows. [N, 1]"""
+
+    top: Array
+    tail: Array
+    scale: Array  # 1 / sum of exp(x - top), NaN for a row without a loss
+    log_rest: Array  # log-sum-exp of the logits, less top
+    k: Array
+    losses: _Losses
+
+
+class _Block(NamedTuple):
+    """Some classes of this device."""
+
+    head: Head
+    bias: Array | None
+    k: Array | None
+    labels: Array  # counted from the first of them [N, 1]
+
+
+class _Vocabulary(NamedTuple):
+    """All classes of this device."""
+
+    whole: _Block
+    softcap: Array | None
+    vocab_first: bool
+    block_size: int
+    classes: int  # on all devices
+
+    @property
+    def along(self) -> int:
+        return 0 if self.vocab_first else 1
+
+    def block(self, start: Any, width: int) -> _Block:
+        def cut(x: Array | None, axis: int = 0) -> Any:
+            return None if x is None else lax.dynamic_slice_in_dim(x, start, width, axis)
+
+        head, bias, k, labels = self.whole
+        weight = cut(head.weight, self.along)
+        return _Block(Head(head.hidden, weight), cut(bias), cut(k), labels - start)
+
+    def fold(self, body: Callable[..., Any], carry: Any) -> Any:
+        """`carry = body(start, width, carry)` block by block, the last as wide as what remains."""
+        width = self.block_size
+        full, rest = divmod(self.whole.head.weight.shape[self.along], width)
+        types = jax.eval_shape(lambda c: body(0, width, c), carry)
+        carry = jax.tree.map(typed_like, carry, types)
+        carry = lax.fori_loop(0, full, lambda i, c: body(i * width, width, c), carry)
+        return body(full * width, rest, carry) if rest else carry
+
+
 def total_and_gradients(
     sweep: Sweep,
     wanted: Wanted,
@@ -56,137 +108,80 @@ def total_and_gradients(
     axis: ClassAxis,
 ) -> tuple[Array, Wanted]:
     """`sum(coefficients * losses)` and its gradients; see `_tokens.total_and_gradients`."""
-    (head,) = heads
-    by_class = 0 if sweep.vocab_first else 1
-    size = head.weight.shape[by_class]
-    n = size * (lax.axis_size(axis.axis_name) if isinstance(axis, Split) else 1)
-    before = lax.axis_index(axis.axis_name) * size if isinstance(axis, Split) else 0
-    labels = labels[:, None]
-    k = None
-    if settings.smoothing is not None:
-        ones = jnp.ones(size, settings.smoothing.dtype)
-        k = (ones if settings.class_weights is None else settings.class_weights) / n
+    (head,), labels = heads, labels[:, None]
+    here = head.weight.shape[0 if sweep.vocab_first else 1]
+    n = here * (lax.axis_size(axis.axis_name) if isinstance(axis, Split) else 1)
+    before = here * lax.axis_index(axis.axis_name) if isinstance(axis, Split) else 0
+    whole = _Block(head, settings.bias, _smoothed(settings, here, n), labels - before)
+    vocabulary = _Vocabulary(whole, settings.softcap, sweep.vocab_first, block_size, n)
 
-    def block(start: Any, width: int):
-        """The operands of some classes, and the place of the labels among them."""
-
-        def cut(x: Array | None, axis: int = 0) -> Array | None:
-            return None if x is None else lax.dynamic_slice_in_dim(x, start, width, axis)
-
-        weight = lax.dynamic_slice_in_dim(head.weight, start, width, by_class)
-        return Head(head.hidden, weight), cut(settings.bias), cut(k), labels - before - start
-
-    def look(start: Any, width: int, part: _Part) -> _Part:
-        some, bias, k, here = block(start, width)
-        x = shaped(logits_of(some, sweep.vocab_first), bias, settings.softcap)
-        return _merge(part, _part(x, here, k))
-
-    like = jnp.zeros((len(labels), 1), coefficients.dtype)
-    nothing = _Part(like - largest(like.dtype), like, like, like, jnp.zeros_like(like[:1]))
-    part = _over_devices(_over_blocks(look, size, block_size, nothing), axis)
-    gap = jnp.maximum(part.top - part.label, 0)
-    e_label = jnp.exp(-gap)
-    log_rest = jnp.log1p(beyond_one(part.tail, e_label))
-    sound = (labels >= 0) & (labels < n) & (part.tail < jnp.inf)
-    losses = _Losses(
-        nan_unless(sound, log_rest + gap), part.behind + part.k * log_rest, part.top + log_rest
-    )
+    like = jnp.zeros(labels.shape, coefficients.dtype)
+    row = _finished(_over_devices(_statistics(vocabulary, like), axis), labels, n)
     numbers = settings.class_weights, settings.smoothing, settings.z_loss
-    loss, pull = jax.vjp(lambda losses, *s: _combined(losses, labels, *s, axis), losses, *numbers)
+    combined = partial(_combined, labels=labels, axis=axis)
+    loss, pull = jax.vjp(combined, row.losses, *numbers)
     total = jnp.sum(times(coefficients, loss[:, 0]))
     if not any(jax.tree.leaves(wanted)):
         return total, wanted
     d, d_class_weights, d_smoothing, d_z_loss = pull(alike(coefficients[:, None], loss))
-    scale = nan_unless(
-        ~jnp.isnan(losses.nll), 1 / jnp.maximum(part.tail + e_label, jnp.finfo(like.dtype).tiny)
+    spread = settings.smoothing is not None or settings.z_loss is not None
+    out = _gradients(vocabulary, wanted, settings, row, d, spread, like.dtype)
+    shared = out.shared._replace(
+        class_weights=_sum(out.shared.class_weights, d_class_weights),
+        smoothing=d_smoothing,
+        z_loss=d_z_loss,
     )
-    # Of softmax(x), and of that less the label's one.
-    spread, point = scale * (d.lse + part.k * d.smooth), scale * d.nll
-
-    def write(start: Any, width: int, out: Wanted) -> Wanted:
-        some, bias, k, here = block(start, width)
-        u = logits_of(some, sweep.vocab_first)
-        x, pull = jax.vjp(shaped, u, bias, settings.softcap)
-        g = point * others_and_label(x, here, part.top, part.tail, 1, n)
-        if k is not None or settings.z_loss is not None:
-            g = g + spread * jnp.exp(jnp.minimum(x - part.top, 0))
-        if k is not None:
-            g = g - d.smooth * k[None]
-        g_u, g_bias, g_softcap = pull(g)
-        g_hidden, g_weight = head_gradients(
-            some, g_u, sweep.vocab_first, *wanted.hidden, *wanted.weight
-        )
-        g_class = None
-        if k is not None and out.shared.class_weights is not None:
-            g_class = jnp.sum(d.smooth * ((part.top - x) + log_rest), 0) / n
-
-        def put(whole: Array | None, some: Array | None, axis: int = 0) -> Array | None:
-            if whole is None or some is None:
-                return whole
-            return lax.dynamic_update_slice_in_dim(whole, some.astype(whole.dtype), start, axis)
-
-        def add(whole: Array | None, more: Array | None) -> Array | None:
-            return None if whole is None else whole + more.astype(whole.dtype)
-
-        shared = out.shared._replace(
-            bias=put(out.shared.bias, g_bias),
-            softcap=add(out.shared.softcap, g_softcap),
-            class_weights=put(out.shared.class_weights, g_class),
-        )
-        return Wanted(
-            (add(out.hidden[0], g_hidden),), (put(out.weight[0], g_weight, by_class),), shared, None
-        )
-
-    def zeros(wanted: bool | None, x: Array | None, dtype: Any = None) -> Array | None:
-        return jnp.zeros_like(x, dtype) if wanted and x is not None else None
-
-    w = wanted.shared
-    start = Wanted(
-        (zeros(wanted.hidden[0], head.hidden, like.dtype),),
-        (zeros(wanted.weight[0], head.weight),),
-        Settings(
-            zeros(w.bias, settings.bias),
-            zeros(w.softcap, settings.softcap),
-            zeros(w.class_weights, settings.class_weights),
-        ),
-        None,
+    return total, Wanted(
+        in_dtypes(out.hidden, [head.hidden]), out.weight, shared, finite(loss[:, 0])
     )
-    out = _over_blocks(write, size, block_size, start)
-    g_hidden = None if out.hidden[0] is None else out.hidden[0].astype(head.hidden.dtype)
-    shared = out.shared._replace(smoothing=d_smoothing, z_loss=d_z_loss)
-    if w.class_weights:
-        shared = shared._replace(class_weights=shared.class_weights + d_class_weights)
-    return total, Wanted((g_hidden,), out.weight, shared, finite(loss[:, 0]))
 
 
-def _over_blocks(body: Callable[..., Any], size: int, width: int, carry: Any) -> Any:
-    """`carry = body(start, width, carry)` for blocks of classes, the last of what remains."""
-    full, rest = divmod(size, width)
-    carry = jax.tree.map(typed_like, carry, jax.eval_shape(lambda c: body(0, width, c), carry))
-    if full:
-        carry = lax.fori_loop(0, full, lambda i, carry: body(i * width, width, carry), carry)
-    return body(full * width, rest, carry) if rest else carry
+def _smoothed(settings: Settings, here: int, n: int) -> Array | None:
+    """The weights of this device's classes in the smoothed loss."""
+    if settings.smoothing is None:
+        return None
+    if settings.class_weights is None:
+        return jnp.full(here, 1 / n, settings.smoothing.dtype)
+    return settings.class_weights / n
 
 
-def _part(x: Array, labels: Array, k: Array | None) -> _Part:
+def _logits(vocabulary: _Vocabulary, block: _Block) -> tuple[Array, Callable[..., Any]]:
+    """Of a block; and the pullback to what the matmul gives, the bias and the cap."""
+    u = logits_of(block.head, vocabulary.vocab_first)
+    return jax.vjp(shaped, u, block.bias, vocabulary.softcap)
+
+
+def _statistics(vocabulary: _Vocabulary, like: Array) -> _Part:
+    """The first look at each block."""
+
+    def look(start: Any, width: int, part: _Part) -> _Part:
+        block = vocabulary.block(start, width)
+        return _merged(part, _part(_logits(vocabulary, block)[0], block))
+
+    nothing = _Part(like - largest(like.dtype), like, like, like, jnp.zeros((), like.dtype))
+    return vocabulary.fold(look, nothing)
+
+
+def _part(x: Array, block: _Block) -> _Part:
     big, eps = largest(x.dtype), float(jnp.finfo(x.dtype).eps)
     top = jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
-    here = (labels >= 0) & (labels < x.shape[1])
-    label = jnp.where(here, of_label(x, labels, 1), 0)
-    behind = weight = jnp.zeros((), x.dtype)
-    if k is not None:
+    here = (block.labels >= 0) & (block.labels < x.shape[1])
+    label = jnp.where(here, of_label(x, block.labels, 1), 0)
+    behind, k = jnp.zeros_like(top), jnp.zeros((), x.dtype)
+    if block.k is not None:
         # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
         gaps = jnp.minimum((top - x) * eps, big)
-        behind, weight = jnp.sum(gaps * k[None], 1, keepdims=True) / eps, jnp.sum(k)
-    return _Part(top, tail_of_others(x, labels, top, 1), label, behind, weight)
+        behind, k = jnp.sum(gaps * block.k[None], 1, keepdims=True) / eps, jnp.sum(block.k)
+    return _Part(top, tail_of_others(x, block.labels, top, 1), label, behind, k)
 
 
 def _relative_to(top: Array, part: _Part) -> _Part:
     moved = top - part.top
-    return _Part(top, part.tail * jnp.exp(-moved), part.label, part.behind + part.k * moved, part.k)
+    tail, behind = part.tail * jnp.exp(-moved), part.behind + part.k * moved
+    return part._replace(top=top, tail=tail, behind=behind)
 
 
-def _merge(a: _Part, b: _Part) -> _Part:
+def _merged(a: _Part, b: _Part) -> _Part:
     top = jnp.maximum(a.top, b.top)
     a, b = _relative_to(top, a), _relative_to(top, b)
     return _Part(top, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
@@ -199,12 +194,25 @@ def _over_devices(part: _Part, axis: ClassAxis) -> _Part:
     return _Part(part.top, *(lax.psum(x, axis.axis_name) for x in part[1:]))
 
 
+def _finished(part: _Part, labels: Array, n: int) -> _Row:
+    gap = jnp.maximum(part.top - part.label, 0)
+    e_label = jnp.exp(-gap)
+    log_rest = jnp.log1p(beyond_one(part.tail, e_label))
+    sound = (labels >= 0) & (labels < n) & (part.tail < jnp.inf)
+    nll = nan_unless(sound, log_rest + gap)
+    weight = jnp.maximum(part.tail + e_label, float(jnp.finfo(part.top.dtype).tiny))
+    scale = nan_unless(~jnp.isnan(nll), 1 / weight)
+    losses = _Losses(nll, part.behind + part.k * log_rest, part.top + log_rest)
+    return _Row(part.top, part.tail, scale, log_rest, part.k, losses)
+
+
 def _combined(
     losses: _Losses,
-    labels: Array,
     class_weights: Array | None,
     smoothing: Array | None,
     z_loss: Array | None,
+    *,
+    labels: Array,
     axis: ClassAxis,
 ) -> Array:
     loss = losses.nll
@@ -215,3 +223,69 @@ def _combined(
     if z_loss is not None:
         loss = loss + z_loss * losses.lse**2
     return loss
+
+
+def _gradients(
+    vocabulary: _Vocabulary,
+    wanted: Wanted,
+    settings: Settings,
+    row: _Row,
+    d: _Losses,
+    spread: bool,
+    dtype: jnp.dtype,
+) -> Wanted:
+    """The second look at each block, with the derivatives of the total by each row's losses."""
+    # Of softmax(x), and of that less the label's one.
+    of_all, of_others = row.scale * (d.lse + row.k * d.smooth), row.scale * d.nll
+
+    def write(start: Any, width: int, out: Wanted) -> Wanted:
+        block = vocabulary.block(start, width)
+        x, pull = _logits(vocabulary, block)
+        g = of_others * others_and_label(x, block.labels, row.top, row.tail, 1, vocabulary.classes)
+        g_class = None
+        if spread:
+            g = g + of_all * jnp.exp(jnp.minimum(x - row.top, 0))
+        if block.k is not None:
+            g = g - d.smooth * block.k[None]
+            g_class = jnp.sum(d.smooth * ((row.top - x) + row.log_rest), 0) / vocabulary.classes
+        g_x, g_bias, g_softcap = pull(g)
+        g_hidden, g_weight = head_gradients(
+            block.head, g_x, vocabulary.vocab_first, wanted.hidden[0], wanted.weight[0]
+        )
+        s = out.shared
+        return Wanted(
+            (_sum(out.hidden[0], g_hidden),),
+            (_put(out.weight[0], g_weight, start, vocabulary.along),),
+            s._replace(
+                bias=_put(s.bias, g_bias, start),
+                softcap=_sum(s.softcap, g_softcap),
+                class_weights=_put(s.class_weights, g_class, start),
+            ),
+            None,
+        )
+
+    def zeros(wanted: bool | None, x: Array | None, dtype: Any = None) -> Array | None:
+        return jnp.zeros_like(x, dtype) if wanted and x is not None else None
+
+    head, w = vocabulary.whole.head, wanted.shared
+    start = Wanted(
+        (zeros(wanted.hidden[0], head.hidden, dtype),),
+        (zeros(wanted.weight[0], head.weight),),
+        Settings(
+            bias=zeros(w.bias, settings.bias),
+            softcap=zeros(w.softcap, settings.softcap),
+            class_weights=zeros(w.class_weights, settings.class_weights),
+        ),
+        None,
+    )
+    return vocabulary.fold(write, start)
+
+
+def _sum(whole: Array | None, more: Array | None) -> Array | None:
+    return whole if whole is None or more is None else whole + more
+
+
+def _put(whole: Array | None, some: Array | None, start: Any, axis: int = 0) -> Array | None:
+    if whole is None or some is None:
+        return whole
+    return lax.dynamic_update_slice_in_dim(whole, some.astype(whole.dtype), start, axis)

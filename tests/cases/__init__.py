@@ -5,6 +5,7 @@ from tests.cases import (
     categorical,
     contrastive,
     divergence,
+    linear,
     margin,
     overlap,
     ranking,
@@ -23,6 +24,7 @@ FAMILIES = (
     contrastive,
     ranking,
     sequence,
+    linear,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
