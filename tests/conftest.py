@@ -36,6 +36,33 @@ SLOW_TESTS = {
     "test_modes_agree_with_each_other_and_with_differences",
     "test_targets_of_another_dtype",
 }
+# Whether JAX's transformations meet what a rule is made of: one row of each family shows that
+# every time, the other rows when all is run.
+TRANSFORMATIONS = {
+    "test_differentiated_from_outside",
+    "test_differentiated_inside",
+    "test_vmap_over_one_argument",
+    "test_donated_inputs",
+    "test_while_loop",
+    "test_sharded_batch",
+    "test_sizes_against_the_formula_in_float64",
+    "test_size_one_labels_and_masks",
+}
+REPRESENTATIVE = {
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_focal_loss",
+    "huber_loss",
+    "cosine_distance",
+    "multiclass_sparsemax_loss",
+    "kl_divergence",
+    "dice_loss",
+    "ntxent",
+    "pairwise_logistic_loss",
+    "ctc_loss",
+    "linear_statistics",
+}
 SLOW_PARAMETERS = {
     ("mode", "reverse over reverse"),
     ("mode", "reverse over forward"),
@@ -66,5 +93,6 @@ def pytest_collection_modifyitems(items):
         repeats = further and test not in ESSENTIAL
         wide = params.get("dtype") is np.float64 and test != "test_value"
         mode = any(params.get(name, ...) == value for name, value in SLOW_PARAMETERS)
-        if repeats or wide or mode or test in SLOW_TESTS:
+        other = test in TRANSFORMATIONS and case.function not in REPRESENTATIVE
+        if repeats or wide or mode or other or test in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)

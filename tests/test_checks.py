@@ -13,6 +13,7 @@ from jax.experimental import checkify
 import jaxloss
 from tests.cases import FIRST_ROWS
 
+slow = pytest.mark.slow
 F, I, B = jnp.float32, jnp.int32, jnp.bool_  # noqa: E741
 
 
@@ -217,7 +218,10 @@ def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, I, jnp.uint32])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.uint8, *(pytest.param(d, marks=slow) for d in (jnp.int8, jnp.int16, I, jnp.uint32))],
+)
 @pytest.mark.parametrize("fn", INTEGER, ids=ids)
 def test_allowed_integer_labels(fn, dtype):
     p = jnp.full((2, 200), 1 / 200).at[:, 100].set(0.25)
@@ -227,7 +231,7 @@ def test_allowed_integer_labels(fn, dtype):
     assert fn(p, jnp.array(100 + 2 * 200, I), axis=None).shape == () and fn(p, 3, axis=None) > 0
 
 
-@pytest.mark.parametrize("bad", [-1, 3, -100, 2**31 - 1])
+@pytest.mark.parametrize("bad", [-1, *(pytest.param(k, marks=slow) for k in (3, -100, 2**31 - 1))])
 @pytest.mark.parametrize("fn", INTEGER, ids=ids)
 def test_a_bad_label_is_reported_by_checkify_and_nan_without_it(fn, bad):
     p = jnp.array([[0.5, 0.25, 0.25]] * 3)

@@ -69,8 +69,11 @@ def assert_close(got, expected, tolerance):
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance)
 
 
-PAIRS = [names for r in (0, 1, 2) for names in itertools.combinations(settings(), r)] + [
-    tuple(settings())
+PAIRS = [
+    # Alone, and all at once, they are tried every time.
+    *((names,) for names in settings()),
+    tuple(settings()),
+    *(pytest.param(pair, marks=pytest.mark.slow) for pair in itertools.combinations(settings(), 2)),
 ]
 
 
@@ -295,7 +298,7 @@ MODES = {
         jax.checkpoint(f, policy=jax.checkpoint_policies.checkpoint_dots)
     )(*x),
 }  # fmt: skip
-FEW = {"jvp", "vjp", "forward over reverse", "the same in reverse", "vmap over weight", "scan"}
+FEW = {"jvp", "vjp", "forward over reverse", "the same in reverse", "vmap over weight"}
 
 
 def both(a, b):

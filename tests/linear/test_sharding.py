@@ -126,7 +126,7 @@ def of_operands(reduction):
     return jax.value_and_grad(mean, (0, 1))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
 def test_automatic(split, reduction):
     _, args = placed(AxisType.Auto, split)
@@ -136,7 +136,7 @@ def test_automatic(split, reduction):
     assert not any(kind == "all-gather" for kind, _ in collectives(of_operands(reduction), *args))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
 def test_explicit(split, reduction):
     m, args = placed(AxisType.Explicit, split)
