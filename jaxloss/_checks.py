@@ -1,8 +1,9 @@
 """Trace-time checks of dtypes, shapes and axes: an error names what came and the fix."""
 
+import difflib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +142,17 @@ def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...])
     x = numeric(name, value, dtype)
     fits(name, x, "logits" if shape else "one loss", shape)
     return x
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """What was meant by a name that is not known."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def names(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Keywords that a function, or a constructor, takes."""
+    for name in given:
+        if name not in known:
+            meant = near(name, known)
+            hint = f"did you mean {meant!r}?" if meant else f"it takes {', '.join(known) or 'none'}"
+            raise TypeError(f"{owner} has no option {name!r}; {hint}")

@@ -64,20 +64,26 @@ def softmax_focal_loss(
     x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
     gamma = _checks.scalar("gamma", gamma, x.dtype)
     if alpha is not None:
-        alpha = _checks.numeric("alpha", alpha, x.dtype)
-        if alpha.shape not in ((), (x.shape[axis],)):
-            raise ValueError(
-                f"alpha of shape {alpha.shape} is neither a scalar nor one weight for each of "
-                f"the {x.shape[axis]} classes of logits"
-            )
+        alpha = class_weights(alpha, x, axis)
     return _softmax_focal(x, y, live, alpha, gamma, axis=axis)
+
+
+def class_weights(alpha: ArrayLike, x: Array, axis: int) -> Array:
+    """The weight of the loss, or one for each class, so that it multiplies `x`."""
+    alpha = _checks.numeric("alpha", alpha, x.dtype)
+    if alpha.shape not in ((), (x.shape[axis],)):
+        raise ValueError(
+            f"alpha of shape {alpha.shape} is neither a scalar nor one weight for each of the "
+            f"{x.shape[axis]} classes of {x.shape}"
+        )
+    return alpha.reshape(along(x, axis)) if alpha.ndim else alpha
 
 
 @partial(one_program, static_argnames="axis")
 def _softmax_focal(x, y, live, alpha, gamma, *, axis):
     x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
     if alpha is not None:
-        y *= alpha.reshape(along(x, axis)) if alpha.ndim else alpha
+        y *= alpha
     easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
     nll = softmax(x, axis).nll
     loss = jnp.sum(y * easy * finite(nll), axis)

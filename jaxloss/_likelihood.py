@@ -61,10 +61,15 @@ def poisson_nll(
 @partial(one_program, static_argnames=("log_input", "full"))
 def _poisson(x, t, where, *, log_input, full):
     x, t = _inputs.mask(where, x, t)
-    loss = jnp.exp(x) - times(t, x) if log_input else x - xlogy(t, x)
+    loss = jnp.exp(x) - times(t, x) if log_input else rate_nll(x, t, 0)
     if full:
         loss += gammaln(t + 1)
     return _inputs.masked(where, loss)
+
+
+def rate_nll(rate, t, floor):
+    """`rate - t * log(rate + floor)`."""
+    return rate - xlogy(t, rate + floor)
 
 
 def gaussian_nll(

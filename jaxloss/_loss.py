@@ -1,9 +1,9 @@
 """`Loss`: any function of per-example losses, with settings, weights, masks and a reduction."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,7 +87,7 @@ class Loss:
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
         check_reduction(reduction)
-        _check_options(fn, options)
+        check_options(fn, options)
         items = sorted(options.items())
         numeric = tuple((k, v) for k, v in items if _is_leaf(k, v))
         static = tuple((k, v) for k, v in items if not _is_leaf(k, v))
@@ -122,25 +122,20 @@ class Loss:
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
     ) -> Array:
-        predictions, targets = _arrays(predictions), _arrays(targets)
+        predictions, targets = arrays(predictions), arrays(targets)
         options = self.options
         if class_where is not None:
             options["where"] = class_where
-        axes = _class_axes(self.fn, options, predictions)
+        axes = class_axes(self.fn, options, predictions)
         mask = self._mask(where, targets)
-        if mask is not None:
-            predictions, targets = _replace(mask, axes, predictions, targets)
-
-        losses = self._losses(predictions, targets, options, axes)
-        if mask is not None:
-            mask = per_example("where", mask, losses.shape)
-        w = None
-        if weights is not None:
-            w = per_example("weights", jnp.asarray(weights).astype(losses.dtype), losses.shape)
-            # The derivative by a weight of zero is the loss, so only a useless one is replaced.
-            useful = (w != 0) | jnp.isfinite(jax.lax.stop_gradient(losses))
-            predictions, targets = _replace(useful, axes, predictions, targets)
-            losses = self._losses(predictions, targets, options, axes)
+        losses, w, mask = weighed_losses(
+            partial(self._losses, options=options, axes=axes),
+            predictions,
+            targets,
+            axes,
+            weights=weights,
+            where=mask,
+        )
         return reduce_losses(
             losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
         )
@@ -154,31 +149,62 @@ class Loss:
         return kept if mask is None else per_example("where", mask, kept.shape) & kept
 
     def _losses(self, predictions: Any, targets: Any, options: dict, axes: tuple) -> Array:
-        losses = self.fn(predictions, targets, **options)
-        if not isinstance(losses, jax.Array) or not jnp.issubdtype(losses.dtype, jnp.floating):
-            raise TypeError(f"fn must return an array of floating-point losses, got {losses!r}")
-        if losses.ndim == 0 and _rank(predictions) > max(1, len(axes)):
+        losses = floating_losses(self.fn(predictions, targets, **options))
+        if losses.ndim == 0 and rank(predictions) > max(1, len(axes)):
             raise ValueError(
                 "fn returned a scalar for a batch of predictions: return one loss for each "
                 "example, so that they can be weighted, masked and reduced"
             )
-        return losses.astype(compute_dtype(losses.dtype))
+        return losses
 
 
-def _arrays(x: Any) -> Any:
+def floating_losses(losses: Any) -> Array:
+    """What a loss function returned, in the dtype it is weighed and reduced in."""
+    if not isinstance(losses, jax.Array) or not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise TypeError(f"fn must return an array of floating-point losses, got {losses!r}")
+    return losses.astype(compute_dtype(losses.dtype))
+
+
+def weighed_losses(
+    fn: Callable[[Any, Any], Array],
+    predictions: Any,
+    targets: Any,
+    axes: tuple[int, ...],
+    *,
+    weights: ArrayLike | None,
+    where: Array | None,
+    names: tuple[str, str] = ("weights", "where"),
+) -> tuple[Array, Array | None, Array | None]:
+    """Losses of inputs without what does not count, and weights and mask of their shape."""
+    if where is not None:
+        predictions, targets = _replace(where, axes, predictions, targets)
+    losses = fn(predictions, targets)
+    if where is not None:
+        where = per_example(names[1], where, losses.shape)
+    if weights is None:
+        return losses, None, where
+    w = per_example(names[0], jnp.asarray(weights).astype(losses.dtype), losses.shape)
+    # The derivative by a weight of zero is the loss, so only a useless one is replaced.
+    useful = (w != 0) | jnp.isfinite(jax.lax.stop_gradient(losses))
+    predictions, targets = _replace(useful, axes, predictions, targets)
+    return fn(predictions, targets), w, where
+
+
+def arrays(x: Any) -> Any:
     """Arrays for leaves; a (nested) list of numbers is one array, not a tree."""
     numbers = all(isinstance(leaf, (bool, int, float)) for leaf in jax.tree.leaves(x))
     return jnp.asarray(x) if isinstance(x, list) and numbers else jax.tree.map(jnp.asarray, x)
 
 
-def _rank(predictions: Any) -> int:
+def rank(predictions: Any) -> int:
     return max((x.ndim for x in jax.tree.leaves(predictions)), default=0)
 
 
-def _class_axes(fn: Callable[..., Any], options: dict, predictions: Any) -> tuple[int, ...]:
+def class_axes(fn: Callable[..., Any], options: dict, predictions: Any) -> tuple[int, ...]:
     """Where the predictions have axes that the losses do not have, if `fn` says so."""
     axis = options.get("axis", _parameter_default(fn, "axis", -1))
-    return tuple(sorted(_checks.axes(axis, rank))) if (rank := _rank(predictions)) else ()
+    n = rank(predictions)
+    return tuple(sorted(_checks.axes(axis, n))) if n else ()
 
 
 def _parameter_default(fn: Callable[..., Any], name: str, default: Any) -> Any:
@@ -197,14 +223,14 @@ def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def _replace(where: Array, axes: tuple[int, ...], predictions: Any, targets: Any) -> Any:
     """Put harmless contents into the examples that are not in `where`."""
-    rank = _rank(predictions)
+    full = rank(predictions)
 
     def clean(x: Array) -> Array:
         if x.ndim < where.ndim:
             return x
         # A half is inside the domain of every prediction: logits, probabilities, rates.
         fill = 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else 0
-        mask = _along_examples(where, x.shape, axes if x.ndim == rank else ())
+        mask = _along_examples(where, x.shape, axes if x.ndim == full else ())
         shape = jnp.broadcast_shapes(mask.shape, x.shape)
         mask, x = jnp.broadcast_to(mask, shape), jnp.broadcast_to(x, shape)
         return jnp.where(mask, x, jnp.asarray(fill, x.dtype))
@@ -225,14 +251,9 @@ def _along_examples(mask: Array, to: tuple[int, ...], axes: tuple[int, ...]) -> 
     return mask.reshape(shape)
 
 
-def _check_options(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
     parameters = _parameters(fn)
     if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [p.name for p in list(parameters.values())[2:]]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            takes = ", ".join(known) or "none"
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {takes}"
-            raise TypeError(f"{getattr(fn, '__name__', fn)} has no option {name!r}; {hint}")
+    _checks.names(getattr(fn, "__name__", str(fn)), options, known)

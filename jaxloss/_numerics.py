@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
@@ -151,6 +151,22 @@ def finite(x: Array) -> Array:
 def _finite_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
     return finite(x), dx
+
+
+@jax.custom_jvp
+def straight_through(value: Array, x: Array) -> Array:
+    """`value`, with every derivative of `x`."""
+    return value
+
+
+@straight_through.defjvp
+def _straight_through_rule(primals, tangents):
+    return straight_through(*primals), tangents[1]
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """`x` clipped to [low, high], but with a derivative of one outside too: none vanishes there."""
+    return straight_through(lax.stop_gradient(jnp.clip(x, low, high)), x)
 
 
 @jax.custom_jvp

@@ -1,5 +1,6 @@
 """Weights, masks and reductions: the only division by a count in the library."""
 
+import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -84,6 +85,11 @@ def _size(losses: Array, reduction: Reduction, weights: Array | None, where: Arr
 def per_size(total: Array, size: Array) -> Array:
     """`total / size`, zero where there is nothing to be counted."""
     return jnp.where(size == 0, 0, total / jnp.where(size == 0, 1, size))
+
+
+def row_mean(losses: Array, axis: tuple[int, ...]) -> Array:
+    """The mean over some axes, 0 where they are empty."""
+    return jnp.sum(losses, axis) / max(math.prod(losses.shape[a] for a in axis), 1)
 
 
 def _count(losses: Array, where: Array | None) -> Array:

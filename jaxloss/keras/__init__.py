@@ -1,0 +1,137 @@
+"""The losses of Keras, drop-in, on JAX alone: its names, arguments, defaults and values.
+
+Functions and classes take `(y_true, y_pred)`. `docs/keras.md` lists what differs.
+
+>>> from jaxloss import keras
+>>> loss = keras.SparseCategoricalCrossentropy(from_logits=True)
+>>> print(loss([0, 1], [[1.0, 0.0], [0.0, 3.0]], sample_weight=[1.0, 0.5]))
+0.168777
+"""
+
+# Classes
+from jaxloss.keras._classes import (
+    CTC,
+    BinaryCrossentropy,
+    BinaryFocalCrossentropy,
+    CategoricalCrossentropy,
+    CategoricalFocalCrossentropy,
+    CategoricalGeneralizedCrossEntropy,
+    CategoricalHinge,
+    Circle,
+    CosineSimilarity,
+    Dice,
+    Hinge,
+    Huber,
+    KLDivergence,
+    LogCosh,
+    MeanAbsoluteError,
+    MeanAbsolutePercentageError,
+    MeanSquaredError,
+    MeanSquaredLogarithmicError,
+    Poisson,
+    SparseCategoricalCrossentropy,
+    SquaredHinge,
+    Tversky,
+)
+
+# Functions
+from jaxloss.keras._classification import (
+    binary_crossentropy,
+    binary_focal_crossentropy,
+    categorical_crossentropy,
+    categorical_focal_crossentropy,
+    categorical_generalized_cross_entropy,
+    kl_divergence,
+    sparse_categorical_crossentropy,
+)
+
+# Predictions that are not what from_logits says
+from jaxloss.keras._confusion import LogitsWarning
+
+# Names and configurations
+from jaxloss.keras._identifiers import deserialize, get, serialize
+
+# Base classes, to write your own
+from jaxloss.keras._loss import Loss, LossFunctionWrapper, Reduction
+from jaxloss.keras._regression import (
+    categorical_hinge,
+    cosine_similarity,
+    hinge,
+    huber,
+    log_cosh,
+    mean_absolute_error,
+    mean_absolute_percentage_error,
+    mean_squared_error,
+    mean_squared_logarithmic_error,
+    poisson,
+    squared_hinge,
+)
+from jaxloss.keras._structured import (
+    circle,
+    ctc,
+    dice,
+    tversky,
+)
+
+__all__ = [
+    "CTC",
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CategoricalGeneralizedCrossEntropy",
+    "CategoricalHinge",
+    "Circle",
+    "CosineSimilarity",
+    "Dice",
+    "Hinge",
+    "Huber",
+    "KLDivergence",
+    "LogCosh",
+    "LogitsWarning",
+    "Loss",
+    "LossFunctionWrapper",
+    "MeanAbsoluteError",
+    "MeanAbsolutePercentageError",
+    "MeanSquaredError",
+    "MeanSquaredLogarithmicError",
+    "Poisson",
+    "Reduction",
+    "SparseCategoricalCrossentropy",
+    "SquaredHinge",
+    "Tversky",
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_generalized_cross_entropy",
+    "categorical_hinge",
+    "circle",
+    "cosine_similarity",
+    "ctc",
+    "deserialize",
+    "dice",
+    "get",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "poisson",
+    "serialize",
+    "sparse_categorical_crossentropy",
+    "squared_hinge",
+    "tversky",
+]
+
+
+def __getattr__(name: str):
+    """The short names, such as `mse`, as in tf.keras."""
+    from jaxloss.keras._identifiers import ALIASES
+
+    if name in ALIASES:
+        return globals()[ALIASES[name]]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
