@@ -8,6 +8,8 @@ Functions and classes take `(y_true, y_pred)`. `docs/keras.md` lists what differ
 0.168777
 """
 
+from jaxloss._checks import near
+
 # Classes
 from jaxloss.keras._classes import (
     CTC,
@@ -49,7 +51,7 @@ from jaxloss.keras._classification import (
 from jaxloss.keras._confusion import LogitsWarning
 
 # Names and configurations
-from jaxloss.keras._identifiers import deserialize, get, serialize
+from jaxloss.keras._identifiers import ALIASES, deserialize, get, serialize
 
 # Base classes, to write your own
 from jaxloss.keras._loss import Loss, LossFunctionWrapper, Reduction
@@ -130,8 +132,8 @@ __all__ = [
 
 def __getattr__(name: str):
     """The short names, such as `mse`, as in tf.keras."""
-    from jaxloss.keras._identifiers import ALIASES
-
     if name in ALIASES:
         return globals()[ALIASES[name]]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    meant = near(name, __all__)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

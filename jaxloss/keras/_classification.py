@@ -226,7 +226,7 @@ def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
 
 
 def _categorical(y_true, y_pred, from_logits, smoothing, axis):
-    t, p = pair(y_true, y_pred)
+    t, p = pair(y_true, y_pred, "; integer class labels are for the sparse losses")
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     _confusion.check(p, from_logits, axis)

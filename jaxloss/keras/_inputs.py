@@ -33,14 +33,14 @@ def aligned(t: Array, p: Array) -> tuple[Array, Array]:
     return (longer, shorter) if t.ndim > p.ndim else (shorter, longer)
 
 
-def pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[Array, Array]:
+def pair(y_true: ArrayLike, y_pred: ArrayLike, hint: str = "") -> tuple[Array, Array]:
     """Predictions, and targets of their dtype and shape; one number is a target for all."""
     p = predictions(y_pred)
     t, p = aligned(_checks.numeric("y_true", y_true, p.dtype), p)
     if t.ndim and t.shape != p.shape:
         raise ValueError(
-            f"y_true of shape {t.shape} and y_pred of shape {p.shape} must have the same shape; "
-            f"integer class labels are for the sparse losses"
+            f"y_true of shape {t.shape} and y_pred of shape {p.shape} must have the same shape"
+            f"{hint}"
         )
     return jnp.broadcast_to(t, p.shape), p
 
@@ -66,8 +66,8 @@ def class_ids(labels: ArrayLike) -> Array:
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return _checks.integers("y_true", labels, "they are class numbers")
     x = _checks.predictions("y_true", labels)
-    whole = (jnp.rint(x) == x) & (jnp.abs(x) < -BAD_LABEL)
-    return jnp.where(whole, x, BAD_LABEL).astype(jnp.int32)
+    whole = (jnp.rint(x) == x) & (jnp.abs(x) < -float(BAD_LABEL))
+    return jnp.where(whole, x, float(BAD_LABEL)).astype(jnp.int32)
 
 
 def row_labels(labels: Array, ndim: int, axis: int) -> Array:
