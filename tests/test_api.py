@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxloss
+import jaxloss.keras
 import jaxloss.tf
 from tests.cases import CASES
 
@@ -38,6 +39,12 @@ def test_docstrings(module):
         wanted = ["Args", "Raises:", ">>> "] if name == "Loss" else ["Args", "eturns", "Referen"]
         for part in wanted:
             assert part in doc, f"{name} lacks {part}"
+
+
+def test_docstrings_of_keras_classes_and_functions():
+    assert jaxloss.keras.__all__ == sorted(jaxloss.keras.__all__)
+    for name in set(jaxloss.keras.__all__) - {"LogitsWarning", "Reduction"}:
+        assert ">>> " in getattr(jaxloss.keras, name).__doc__, name
 
 
 def test_has_every_loss_of_optax():

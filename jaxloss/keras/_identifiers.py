@@ -121,10 +121,10 @@ def _find(name: str, custom: Mapping[str, Any] | None, *others: str) -> Callable
             return known[n]
     if name in ("ce", "crossentropy"):
         hint = "name its kind: binary_crossentropy, categorical_crossentropy or sparse_..."
-    elif near := _checks.near(name, [*known, *ALIASES]):
-        hint = f"did you mean {near!r}?"
     else:
-        hint = "give one of yours in custom_objects"
+        near = _checks.near(name, [*known, *ALIASES])
+        hint = f"did you mean {near!r}? " if near else ""
+        hint += "Losses of your own go into custom_objects"
     raise ValueError(f"unknown loss {name!r}; {hint}")
 
 

@@ -36,7 +36,18 @@ class Reduction:
     SUM_OVER_BATCH_SIZE = "sum_over_batch_size"
 
 
-class Loss:
+class _Checked:
+    """A class whose constructor suggests the name of a setting that does not exist."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        del args
+        parameters = inspect.signature(cls.__init__).parameters
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            _checks.names(cls.__name__, settings, list(parameters)[1:])
+        return super().__new__(cls)
+
+
+class Loss(_Checked):
     """Base class of losses: `call(y_true, y_pred)` is weighed, masked and reduced.
 
     Args:
@@ -67,13 +78,6 @@ class Loss:
     >>> print(Cubic()([[0.0], [0.0]], [[1.0], [3.0]], sample_weight=[1.0, 2.0]))
     27.5
     """
-
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
-        del args
-        parameters = inspect.signature(cls.__init__).parameters
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            _checks.names(cls.__name__, settings, list(parameters)[1:])
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -116,7 +120,8 @@ class Loss:
         weights = None if sample_weight is None else _leading(sample_weight)
         where = None
         for m in masks:
-            where = both(where, _leading(m) != 0)
+            m = _leading(m)
+            where = both(where, m if m.dtype == jnp.bool_ else m != 0)
         losses, weights, where = self._weighed(y_true, y_pred, weights, where)
         loss = _reduce.reduce_losses(
             losses, _REDUCTIONS[self.reduction], weights=weights, where=where
