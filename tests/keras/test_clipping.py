@@ -1,5 +1,7 @@
 """Clipped probabilities: the value is Keras's, the derivative that of the formula at the clip."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,12 @@ def of_rows(loss, **options):
     return call
 
 
+@partial(jax.jit, static_argnums=0)
+def along_ones(f, x):
+    """Of an elementwise function, its second derivatives."""
+    return jax.jvp(jax.grad(f), (x,), (jnp.ones_like(x),))[1]
+
+
 CASES = [
     ("binary", elementwise(keras.binary_crossentropy), bce, (EPS, 1 - EPS)),
     ("focal", elementwise(keras.binary_focal_crossentropy, gamma=0.5), focal, (EPS, 1 - EPS)),
@@ -87,11 +95,7 @@ def test_derivatives_are_those_at_the_clip(loss, formula, limits):
 
         slopes = jax.jit(jax.grad(ours))(p), jax.jit(jax.grad(exact))(q)
         np.testing.assert_allclose(*slopes, 1e-7, 1e-12)
-        ones = (jnp.ones_like(p),)
-        second = [
-            jax.jit(lambda x, f=f: jax.jvp(jax.grad(f), (x,), ones)[1])(x)
-            for f, x in ((ours, p), (exact, q))
-        ]
+        second = [along_ones(ours, p), along_ones(exact, q)]
         np.testing.assert_allclose(*second, 1e-6, 1e-9)
         if formula is not focal:
             np.testing.assert_allclose(loss(t, p), formula(q, t), 1e-8, 1e-15)
