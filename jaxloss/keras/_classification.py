@@ -230,6 +230,7 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     _confusion.check(p, from_logits, axis)
+    _checks.option("label_smoothing", smoothing, 0, 1)
     if not isinstance(smoothing, (int, float)) or smoothing != 0:
         t = jaxloss.smooth_labels(t, smoothing, axis=axis)
     return t, p, axis

@@ -340,6 +340,13 @@ def test_settings_may_be_changed():
     assert loss.get_config()["delta"] == 0.5
 
 
+def test_a_count_beyond_integers_does_not_wrap_around():
+    losses = jax.ShapeDtypeStruct((65536, 65536), jnp.float32)
+    loss = keras.LossFunctionWrapper(identity)
+    program = str(jax.make_jaxpr(loss)(losses, losses))
+    assert "4294967296.0" in program
+
+
 def test_names():
     assert keras.MeanSquaredError().name == "mean_squared_error"
     assert keras.Huber().name == "huber_loss"

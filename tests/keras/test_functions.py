@@ -270,7 +270,7 @@ def test_pairs():
     ("call", "message"),
     [
         (lambda: keras.binary_crossentropy(1.0, 1.0, label_smoothing=-0.5), "label_smoothing"),
-        (lambda: keras.categorical_crossentropy([[1]], [[1.0]], label_smoothing=2), "alpha"),
+        (lambda: keras.categorical_crossentropy([[1]], [[1.0]], label_smoothing=2), "label_smoothing"),
         (lambda: keras.huber(1.0, 1.0, -1.0), "delta"),
         (lambda: keras.binary_focal_crossentropy(1.0, 1.0, gamma=-1), "gamma"),
         (lambda: keras.categorical_generalized_cross_entropy([0], [[1.0]], 2.0), "q must be"),
