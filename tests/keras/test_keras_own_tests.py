@@ -22,6 +22,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 def test_keras_own_tests():
     pytest.importorskip("keras")
     if not metadata.version("keras").startswith("3.15."):

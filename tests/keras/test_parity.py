@@ -131,14 +131,17 @@ def weights_of(values):
         yield RNG.uniform(size=(1, values.shape[1]))
 
 
-CASE = pytest.mark.parametrize(
-    ("name", "settings", "t", "p"),
-    CASES,
-    ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)],
-)
+IDS = [f"{i}-{c[0]}" for i, c in enumerate(CASES)]
+ARGUMENTS = ("name", "settings", "t", "p")
 
 
-@CASE
+def some(case):
+    """What every class does alike is run every time for a few of them only."""
+    few = case[0] in ("MeanSquaredError", "Dice") or "ignore_class" in case[1]
+    return pytest.param(*case, marks=() if few else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(ARGUMENTS, [some(c) for c in CASES], ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_classes(name, settings, t, p):
     values = np.asarray(getattr(ours, name)(**settings, reduction="none")(t, p))
@@ -155,7 +158,7 @@ def test_classes(name, settings, t, p):
             np.testing.assert_allclose(got, want, 1e-12, 1e-15)
 
 
-@CASE
+@pytest.mark.parametrize(ARGUMENTS, CASES, ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_functions(name, settings, t, p):
     (fn,) = (n for n in NAMES if n.islower() and n.replace("_", "") == name.lower())
