@@ -302,5 +302,3 @@ def test_jit_and_vmap(loss):
     want = loss(t, p)
     close(jax.jit(loss)(t, p), want)
     close(jax.vmap(loss)(t, p), want)
-    forward, reverse = (jax.jit(jac(loss, 1))(t, p) for jac in (jax.jacfwd, jax.jacrev))
-    close(forward, reverse, 1e-5, 1e-6)
