@@ -145,7 +145,7 @@ def some(name):
     return pytest.param(name, marks=() if few else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(some, CLASSES))
+@pytest.mark.parametrize("name", [some(name) for name in CLASSES])
 @pytest.mark.parametrize("kind", ["mask", "sample_weight"])
 def test_what_is_masked_or_without_weight_changes_nothing(name, kind):
     t, p = (jnp.asarray(a, float if np.issubdtype(a.dtype, np.floating) else int)
