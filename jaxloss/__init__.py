@@ -5,6 +5,9 @@ nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxl
 has TensorFlow's names.
 """
 
+# Penalties from inside a model
+from jaxloss._auxiliary import total_loss
+
 # Binary
 from jaxloss._binary import (
     binary_cross_entropy,
@@ -167,6 +170,7 @@ __all__ = [
     "squared_hinge_loss",
     "squared_log_error",
     "supervised_contrastive_loss",
+    "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
 ]

@@ -12,8 +12,8 @@ import jaxloss.keras
 import jaxloss.tf
 from tests.cases import CASES
 
-# A function of labels, and one that makes losses.
-NOT_LOSSES = ("smooth_labels", "make_fenchel_young_loss")
+# A function of labels, one that makes losses, and one that adds them up.
+NOT_LOSSES = ("smooth_labels", "make_fenchel_young_loss", "total_loss")
 LOSSES = [name for name in jaxloss.__all__ if name != "Loss"]
 
 
