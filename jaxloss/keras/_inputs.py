@@ -66,7 +66,9 @@ def class_ids(labels: ArrayLike) -> Array:
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return _checks.integers("y_true", labels, "they are class numbers")
     x = _checks.predictions("y_true", labels)
-    whole = (jnp.rint(x) == x) & (jnp.abs(x) < -float(BAD_LABEL))
+    # From here on a float may stand for another integer, of which it is the rounding.
+    limit = min(2 / float(jnp.finfo(labels.dtype).eps), -float(BAD_LABEL))
+    whole = (jnp.rint(x) == x) & (jnp.abs(x) < limit)
     return jnp.where(whole, x, float(BAD_LABEL)).astype(jnp.int32)
 
 

@@ -16,7 +16,7 @@ from jaxloss._loss import arrays, check_options, class_axes, floating_losses, ra
 from jaxloss._numerics import compute_dtype
 from jaxloss.keras._inputs import aligned
 
-_REDUCTIONS: dict[str | None, _reduce.Reduction] = {
+REDUCTIONS: dict[str | None, _reduce.Reduction] = {
     "sum_over_batch_size": "mean",
     "mean": "mean",
     "auto": "mean",
@@ -85,9 +85,9 @@ class Loss(_Checked):
         reduction: str | None = "sum_over_batch_size",
         dtype: Any = None,
     ):
-        if reduction not in _REDUCTIONS:
-            near = _checks.near(str(reduction), [r for r in _REDUCTIONS if r])
-            hint = f"did you mean {near!r}?" if near else f"give one of {list(_REDUCTIONS)}"
+        if reduction not in REDUCTIONS:
+            near = _checks.near(str(reduction), [r for r in REDUCTIONS if r])
+            hint = f"did you mean {near!r}?" if near else f"give one of {list(REDUCTIONS)}"
             raise ValueError(f"Invalid value for argument reduction: {reduction!r}; {hint}")
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
         self.reduction = reduction
@@ -117,14 +117,14 @@ class Loss(_Checked):
             )
         masks = [m for m in (getattr(y_pred, "_keras_mask", None), mask) if m is not None]
         y_true, y_pred = self._converted(y_true, y_pred)
-        weights = None if sample_weight is None else _leading(sample_weight)
+        weights = None if sample_weight is None else leading(sample_weight)
         where = None
         for m in masks:
-            m = _leading(m)
+            m = leading(m)
             where = both(where, m if m.dtype == jnp.bool_ else m != 0)
         losses, weights, where = self._weighed(y_true, y_pred, weights, where)
         loss = _reduce.reduce_losses(
-            losses, _REDUCTIONS[self.reduction], weights=weights, where=where
+            losses, REDUCTIONS[self.reduction], weights=weights, where=where
         )
         return loss if self._dtype is None else loss.astype(self._dtype)
 
@@ -269,7 +269,7 @@ def _is_float(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
-def _leading(x: ArrayLike) -> Array:
+def leading(x: ArrayLike) -> Array:
     """Without last axes of size 1, which say nothing: (B, 1) is for each example, as (B,) is."""
     x = jnp.asarray(x)
     last = next((a for a in range(x.ndim, 1, -1) if x.shape[a - 1] != 1), min(x.ndim, 1))
