@@ -52,3 +52,20 @@ def test_breast_cancer():
     # The same objective but for a constant factor, which Adam does not see.
     for name, score in result["pos_weight"].items():
         assert result["weights"][name] == pytest.approx(score, abs=0.02)
+
+
+def test_keras_fit():
+    # It chooses the backend itself; that jaxloss[examples] has Keras cannot be asked before that.
+    result = load("keras_fit").main(["--epochs", "6", "--verbose", "0"])
+    assert list(result) == ["object", "function", "name"]
+    assert all(accuracy > 0.9 for accuracy in result.values())
+    # A missing label and a weight of zero differ only in what the mean is divided by.
+    assert result["object"] == pytest.approx(result["function"], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["nnx_sparse", "equinox_sparse"])
+def test_sparse(name):
+    plain, sparse = load(name).main(["--epochs", "6"]).values()
+    assert plain["accuracy"] > 0.9
+    assert sparse["accuracy"] > 0.9
+    assert sparse["activity"] < plain["activity"] / 5

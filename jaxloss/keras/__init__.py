@@ -1,12 +1,15 @@
 """The losses of Keras, drop-in, on JAX alone: its names, arguments, defaults and values.
 
-Functions and classes take `(y_true, y_pred)`. `docs/keras.md` lists what differs.
+Functions and classes take `(y_true, y_pred)`. `as_keras_loss` makes a loss for `model.compile`
+of Keras itself. `docs/keras.md` lists what differs.
 
 >>> from jaxloss import keras
 >>> loss = keras.SparseCategoricalCrossentropy(from_logits=True)
 >>> print(loss([0, 1], [[1.0, 0.0], [0.0, 3.0]], sample_weight=[1.0, 0.5]))
 0.168777
 """
+
+from typing import TYPE_CHECKING
 
 from jaxloss._checks import near
 
@@ -75,6 +78,10 @@ from jaxloss.keras._structured import (
     tversky,
 )
 
+# For `model.compile` of Keras; imported late, by `__getattr__`, because it imports Keras
+if TYPE_CHECKING:
+    from jaxloss.keras._adapter import as_keras_loss as as_keras_loss
+
 __all__ = [
     "CTC",
     "BinaryCrossentropy",
@@ -131,9 +138,13 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """The short names, such as `mse`, as in tf.keras."""
+    """The short names, such as `mse`, as in tf.keras; and what needs Keras itself."""
     if name in ALIASES:
         return globals()[ALIASES[name]]
-    meant = near(name, __all__)
+    if name == "as_keras_loss":  # This imports Keras.
+        from jaxloss.keras._adapter import as_keras_loss
+
+        return as_keras_loss
+    meant = near(name, [*__all__, "as_keras_loss"])
     hint = f"; did you mean {meant!r}?" if meant else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
