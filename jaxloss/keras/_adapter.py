@@ -27,17 +27,15 @@ import keras
 AnyLoss = str | jaxloss.Loss | jaxloss.keras.Loss | Callable[..., Array]
 
 # Functions whose targets are class numbers, one for each row of predictions.
-CLASS_NUMBERS = frozenset(
-    {
-        jaxloss.categorical_cross_entropy_with_integer_labels,
-        jaxloss.circle_loss,
-        jaxloss.generalized_cross_entropy,
-        jaxloss.multiclass_hinge_loss,
-        jaxloss.multiclass_perceptron_loss,
-        jaxloss.multiclass_sparsemax_loss,
-        jaxloss.softmax_cross_entropy_with_integer_labels,
-        jaxloss.supervised_contrastive_loss,
-    }
+CLASS_NUMBERS = (
+    jaxloss.categorical_cross_entropy_with_integer_labels,
+    jaxloss.circle_loss,
+    jaxloss.generalized_cross_entropy,
+    jaxloss.multiclass_hinge_loss,
+    jaxloss.multiclass_perceptron_loss,
+    jaxloss.multiclass_sparsemax_loss,
+    jaxloss.softmax_cross_entropy_with_integer_labels,
+    jaxloss.supervised_contrastive_loss,
 )
 
 # First arguments that give away that a function takes its predictions first.
@@ -81,8 +79,8 @@ def as_keras_loss(
     Raises:
         TypeError: it is no loss; a function does not take two arguments, or takes its
             predictions first.
-        ValueError: an unknown reduction or name; when called, a loss that is one number for
-            the whole batch, which could not be weighted.
+        ValueError: an unknown reduction or name; when called with weights or a mask, a loss
+            that is one number for the whole batch, which neither could be applied to.
         RuntimeError: Keras runs on another backend.
 
     Labels of class numbers may have a last axis of size 1, and may be floats, from a data
@@ -177,6 +175,8 @@ def _resolved(loss: Any) -> Any:
         return loss
     if isinstance(loss, jaxloss.keras.Loss):
         return loss
+    if isinstance(loss, keras.losses.Loss):
+        raise TypeError(f"{loss.name} is a loss of Keras already: compile takes it as it is")
     if not callable(loss):
         raise TypeError(f"a loss is a function, a Loss or a name, got {type(loss).__name__}")
     _check_arguments(loss)
@@ -215,10 +215,10 @@ def _name(loss: Any) -> str:
     )
 
 
-def _own_reduction(loss: Any) -> str:
+def _own_reduction(loss: Any) -> str | None:
     if isinstance(loss, jaxloss.Loss):
         return next(k for k, v in REDUCTIONS.items() if k and v == loss.reduction)
-    return getattr(loss, "reduction", "sum_over_batch_size")
+    return loss.reduction if isinstance(loss, jaxloss.keras.Loss) else "sum_over_batch_size"
 
 
 def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]:
@@ -234,8 +234,9 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
     )
     # Half precision is for the result only.
     dtype = None if dtype is None or jnp.finfo(dtype).bits < 64 else dtype
-    class_numbers = loss.fn in CLASS_NUMBERS or loss.ignore_index is not None
-    align = _class_numbers if class_numbers else _inputs.aligned
+    # By identity: a callable of yours need be neither hashable nor comparable.
+    numbered = loss.ignore_index is not None or any(loss.fn is fn for fn in CLASS_NUMBERS)
+    align = _class_numbers if numbered else _inputs.aligned
 
     def run(y_true, y_pred, weights, mask):
         y_true, y_pred = align(jnp.asarray(y_true), jnp.asarray(y_pred, dtype))

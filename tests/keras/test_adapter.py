@@ -197,6 +197,7 @@ def test_names():
         (lambda y_pred, y_true: y_pred, TypeError, r"'y_pred' first.*give jaxloss.Loss\("),
         (lambda logits, labels: logits, TypeError, r"'logits' first"),
         (lambda y_true: y_true, TypeError, "too many positional arguments"),
+        (keras.losses.Huber(), TypeError, "a loss of Keras already"),
         (jaxloss.Loss(integer_ce, axis_name="d"), ValueError, "no mapped axis 'd'"),
         ("mean_square_error", ValueError, "mean_squared_error"),
     ],

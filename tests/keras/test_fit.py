@@ -289,6 +289,12 @@ class Powered:
         return cls(**config)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Cubic(ours.Loss):
+    def call(self, y_true, y_pred):
+        return jnp.mean(jnp.abs(y_pred - y_true) ** 3, -1)
+
+
 SAVED = {
     "function": as_keras_loss(jaxloss.squared_error, "sum", "mine"),
     "dtype": as_keras_loss(jaxloss.squared_error, dtype="bfloat16"),
@@ -302,6 +308,7 @@ SAVED = {
     "callable": as_keras_loss(registered),
     "callable, predictions first": as_keras_loss(jaxloss.Loss(predictions_first, power=1.5)),
     "object of yours": as_keras_loss(Powered(3.0)),
+    "subclass of yours": as_keras_loss(Cubic(reduction="sum")),
 }
 
 
