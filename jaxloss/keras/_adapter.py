@@ -185,7 +185,7 @@ def _resolved(loss: Any) -> Any:
 
 def _is_ours(fn: Any) -> bool:
     """Of this library, predictions first: not of `jaxloss.keras` or `jaxloss.tf`."""
-    return getattr(fn, "__module__", "").startswith("jaxloss._")
+    return (getattr(fn, "__module__", None) or "").startswith("jaxloss._")
 
 
 def _check_arguments(fn: Callable[..., Any]) -> None:
