@@ -15,7 +15,7 @@ import pytest
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
-from jaxloss.keras import _adapter, as_keras_loss
+from jaxloss.keras import _adapter, _inputs, as_keras_loss
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
 
@@ -133,6 +133,14 @@ def test_floats_that_are_no_class_are_nan_in_value_and_gradient(bad):
     assert np.isnan(loss(y, X)).tolist() == [False, True, False, False]
     gradient = jax.grad(lambda x: jnp.sum(loss(y, x)))(X)
     assert np.isnan(gradient).all(-1).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float16", 2**11), ("float32", 2**24)])
+def test_floats_that_may_be_another_class_are_none(dtype, limit):
+    y = jnp.array([limit - 1, limit, limit + 1], dtype)
+    assert y[1] == y[2]  # Rounded: nobody can tell which it was.
+    got = _inputs.class_ids(y)
+    assert got.tolist() == [limit - 1, _inputs.BAD_LABEL, _inputs.BAD_LABEL]
 
 
 def test_every_function_of_class_numbers_is_listed():
