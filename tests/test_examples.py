@@ -69,3 +69,20 @@ def test_sparse(name):
     assert plain["accuracy"] > 0.9
     assert sparse["accuracy"] > 0.9
     assert sparse["activity"] < plain["activity"] / 5
+
+
+def test_train_lm(tmp_path):
+    for package in ("flax", "tokenizers"):
+        pytest.importorskip(package, reason="needs jaxloss[examples]")
+    out = tmp_path / "lm.png"
+    few = "--steps 12 --vocab 1000 --megabytes 0.3 --batch 8 --length 32 --features 32 --layers 1"
+    result = load("train_lm").main([*few.split(), "--rounds", "1", "--out", str(out)])
+    plain, fused = result["costs"]["plain"], result["costs"]["jaxloss"]
+    assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert fused.loss == pytest.approx(math.log(result["vocab"]), abs=0.2)
+    assert fused.megabytes < plain.megabytes
+    assert len(result["losses"]) == 12
+    assert list(result["held_out"]) == list(range(13))
+    assert result["held_out"][12] < result["held_out"][0] - 0.1
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert out.stat().st_size > 20_000
