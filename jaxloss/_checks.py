@@ -127,6 +127,12 @@ def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
     return x
 
 
+def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
+    """A setting of the whole loss that may not be zero."""
+    option(name, value, float(jnp.finfo(dtype).tiny), float("inf"))
+    return scalar(name, value, dtype)
+
+
 def chunk_size(size: int | None) -> int | None:
     if size is None:
         return None

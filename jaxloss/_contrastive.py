@@ -64,7 +64,7 @@ def ntxent(
     x = _pairs.vectors("embeddings", embeddings)
     labels = _pairs.labels("labels", labels, "embeddings", x)
     live = _pairs.mask(where, "embeddings", x)
-    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    temperature = _checks.positive("temperature", temperature, x.dtype)
     size = _checks.chunk_size(chunk_size)
     return _ntxent(x, labels, temperature, live, size=size, axis_name=axis_name)
 
@@ -139,7 +139,7 @@ def info_nce(
     """
     x, y = _pairs.towers("queries", queries, "keys", keys)
     live = _pairs.mask(where, "queries", x)
-    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    temperature = _checks.positive("temperature", temperature, x.dtype)
     size = _checks.chunk_size(chunk_size)
     static = {"normalize": normalize, "size": size, "axis_name": axis_name}
     return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
@@ -286,7 +286,7 @@ def supervised_contrastive_loss(
     x = _pairs.vectors("embeddings", embeddings)
     labels = _pairs.labels("labels", labels, "embeddings", x)
     live = _pairs.mask(where, "embeddings", x)
-    temperature = _pairs.positive("temperature", temperature, x.dtype)
+    temperature = _checks.positive("temperature", temperature, x.dtype)
     size = _checks.chunk_size(chunk_size)
     return _supervised(x, labels, temperature, live, size=size, axis_name=axis_name)
 

@@ -288,11 +288,10 @@ def distillation_loss(
     >>> print(jaxloss.distillation_loss(student, teacher, temperature=2.0))
     0.296607
     """
-    _checks.option("temperature", temperature, 0, float("inf"))
     x, y, axis, live = _inputs.dense(
         "logits", logits, "teacher_logits", teacher_logits, axis, where
     )
-    temperature = _checks.scalar("temperature", temperature, x.dtype)
+    temperature = _checks.positive("temperature", temperature, x.dtype)
     return distillation(x, y, live, temperature, axis=axis)
 
 

@@ -85,11 +85,6 @@ def _of_each_row(name: str, a: Array, x_name: str, x: Array) -> Array:
     return a
 
 
-def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
-    _checks.option(name, value, float(jnp.finfo(dtype).tiny), float("inf"))
-    return _checks.scalar(name, value, dtype)
-
-
 def side(
     x: Array, labels: Array | None, live: Array | None, normalize: bool, axis_name: AxisName
 ) -> Side:

@@ -123,3 +123,12 @@ def test_relations(a, b):
     np.testing.assert_array_equal(
         jaxloss.convex_kl_divergence(p, m), jaxloss.generalized_kl_divergence(p, m)
     )
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0])
+def test_a_temperature_that_is_not_positive(temperature):
+    x = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match="temperature must be in"):
+        jaxloss.distillation_loss(x, x, temperature=temperature)
+    with pytest.raises(ValueError, match="temperature must be in"):
+        jaxloss.linear_distillation(x, x.T, x, x.T, temperature=temperature)

@@ -74,10 +74,10 @@ def linear_cross_entropy(
             - "tokens": chunks of tokens, three matmuls for value and gradients (two if `hidden`
               or `weight` is not differentiated). Temporary memory, in bytes, at most
               8 * chunk_size * V for logits and their gradients, 4 * D * V for the gradient of the
-              weight while it adds up, and a few times 4 * N * D.
+              weight while it adds up, and 8 * N * D.
             - "vocab": blocks of the vocabulary, four matmuls; a block of the weight's gradient
-              is written once, in its own dtype. Temporary memory at most 8 * chunk_size * N and a
-              few times 4 * N * D. Not for reduction "none"; a weight split over devices belongs
+              is written once, in its own dtype. Temporary memory at most 8 * chunk_size * N and
+              8 * N * D. Not for reduction "none"; a weight split over devices belongs
               in `shard_map`, with `axis_name`.
             - "dense": all logits at once, plainly.
         axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`

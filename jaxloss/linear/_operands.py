@@ -103,10 +103,7 @@ def flat(*of_tokens: Array | None) -> list[Any]:
 
 
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
-    if cap is None:
-        return None
-    _checks.option("logit_softcap", cap, float(jnp.finfo(dtype).tiny), float("inf"))
-    return _checks.scalar("logit_softcap", cap, dtype)
+    return None if cap is None else _checks.positive("logit_softcap", cap, dtype)
 
 
 def dead(

@@ -70,7 +70,7 @@ def _argmax(x: Array, axis: ClassAxis) -> Array:
         return here
     name = axis.axis_name
     highest = jnp.max(x, 1)
-    index = here + x.shape[1] * lax.axis_index(name)
+    index = here + x.shape[1] * lax.axis_index(name).astype(here.dtype)
     elsewhere = jnp.iinfo(here.dtype).max
     return lax.pmin(jnp.where(highest == lax.pmax(highest, name), index, elsewhere), name)
 

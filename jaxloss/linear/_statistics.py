@@ -157,7 +157,6 @@ def linear_distillation(
     0.296607
     """
     check_reduction(reduction)
-    _checks.option("temperature", temperature, 0, float("inf"))
     if divergence not in ("kl", "js"):
         raise ValueError(f"divergence must be 'kl' or 'js', got {divergence!r}")
     student = _operands.head(hidden, weight, vocab_first, axis_name)
@@ -171,7 +170,7 @@ def linear_distillation(
             f"{student.weight.shape}: expected the same tokens and the same classes"
         )
     pair = _rows.Pair(
-        _checks.scalar("temperature", temperature, dtype),
+        _checks.positive("temperature", temperature, dtype),
         _operands.of_classes("bias", bias, here, dtype),
         _operands.of_classes("teacher_bias", teacher_bias, here, dtype),
     )

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
+from jaxloss.linear import LinearStatistics
 from tests.test_transforms import close, quick, rng
 
 N, D, V = 11, 5, 13
@@ -40,7 +41,7 @@ def logits_of(hidden, weight, bias=None, vocab_first=False, cap=None):
 def dense(hidden, weight, labels, *, bias=None, vocab_first=False, where=None, logit_softcap=None):
     x = logits_of(hidden, weight, bias, vocab_first, logit_softcap)
     log_p = jax.nn.log_softmax(x)
-    out = jaxloss.LinearStatistics(
+    out = LinearStatistics(
         jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0],
         jax.nn.logsumexp(x, -1),
         -jnp.sum(jnp.exp(log_p) * log_p, -1),
