@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from functools import partial
 
 import jax
 import numpy as np
@@ -126,7 +127,7 @@ def weights_of(values):
     if values.ndim:
         yield np.float64(2.0)
         yield RNG.uniform(size=values.shape)
-        yield RNG.uniform(size=(len(values), *(1,) * (values.ndim - 1)))
+        yield RNG.uniform(size=(values.shape[0], *(1,) * (values.ndim - 1)))
     if values.ndim == 2:
         yield RNG.uniform(size=(1, values.shape[1]))
 
@@ -144,18 +145,20 @@ def some(case):
 @pytest.mark.parametrize(ARGUMENTS, [some(c) for c in CASES], ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_classes(name, settings, t, p):
-    values = np.asarray(getattr(ours, name)(**settings, reduction="none")(t, p))
+    values = jax.eval_shape(getattr(ours, name)(**settings, reduction="none"), t, p)
     for reduction in REDUCTIONS:
+        weights = list(weights_of(values))
+        if reduction == "mean_with_sample_weight":  # Keras divides by the sum of what it is given.
+            weights = [None if w is None else np.broadcast_to(w, values.shape) for w in weights]
         theirs = getattr(keras.losses, name)(**settings, reduction=reduction, dtype="float64")
         loss = getattr(ours, name)(**settings, reduction=reduction)
-        for w in weights_of(values):
-            if reduction == "mean_with_sample_weight" and w is not None:
-                w = np.broadcast_to(
-                    w, values.shape
-                )  # Keras divides by the sum of what it is given.
-            want, got = (np.asarray(f(t, p, sample_weight=w)) for f in (theirs, loss))
-            assert got.shape == want.shape and got.dtype == want.dtype == np.float64
-            np.testing.assert_allclose(got, want, 1e-12, 1e-15)
+        want, got = (
+            jax.jit(lambda t, p, f=f, ws=weights: [f(t, p, w) for w in ws])(t, p)
+            for f in (theirs, loss)
+        )
+        for a, b in zip(got, want, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype == np.float64
+            np.testing.assert_allclose(a, b, 1e-12, 1e-15)
 
 
 @pytest.mark.parametrize(ARGUMENTS, CASES, ids=IDS)
@@ -164,8 +167,7 @@ def test_functions(name, settings, t, p):
     (fn,) = (n for n in NAMES if n.islower() and n.replace("_", "") == name.lower())
     if fn == "categorical_generalized_cross_entropy":
         settings = {"q": 0.5, **settings}
-    want = np.asarray(getattr(keras.losses, fn)(t, p, **settings))
-    got = np.asarray(getattr(ours, fn)(t, p, **settings))
+    want, got = (jax.jit(partial(getattr(m, fn), **settings))(t, p) for m in (keras.losses, ours))
     assert got.shape == want.shape and got.dtype == want.dtype
     np.testing.assert_allclose(got, want, 1e-12, 1e-15)
 
