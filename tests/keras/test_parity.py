@@ -161,7 +161,12 @@ def test_classes(name, settings, t, p):
             np.testing.assert_allclose(a, b, 1e-12, 1e-15)
 
 
-@pytest.mark.parametrize(ARGUMENTS, CASES, ids=IDS)
+def plainly(case):
+    """Settings other than the defaults are slow."""
+    return pytest.param(*case, marks=pytest.mark.slow if case[1] else ())
+
+
+@pytest.mark.parametrize(ARGUMENTS, [plainly(c) for c in CASES], ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_functions(name, settings, t, p):
     (fn,) = (n for n in NAMES if n.islower() and n.replace("_", "") == name.lower())
