@@ -154,4 +154,4 @@ def block_of_classes(size: int | None, n: int, features: int, here: int) -> int:
     """How many classes to take at once, of those on this device."""
     if (size := _checks.chunk_size(size)) is not None:
         return min(size, here)
-    return min(max(_BYTES // (4 * max(n, 1)), min(_ROWS, features), 1), here)
+    return min(max(_BYTES // 2 // (4 * max(n, 1)), min(_ROWS, features), 1), here)
