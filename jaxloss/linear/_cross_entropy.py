@@ -14,7 +14,7 @@ from jaxloss.linear import _operands, _rows, _vocab
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
-from jaxloss.linear._tokens import Sweep, logits_of
+from jaxloss.linear._tokens import Sweep, logits_dtype, logits_of
 
 Implementation = Literal["tokens", "vocab", "dense"]
 
@@ -113,7 +113,7 @@ def linear_cross_entropy(
     _checks.option("label_smoothing", label_smoothing, 0, 1)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(head, vocab_first), _operands.dtype_of(head)
+    here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
     classes = _operands.all_classes(here, axis_name)
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _rows.Settings(

@@ -10,7 +10,7 @@ from jaxloss import _checks, _inputs
 from jaxloss._reduce import per_example
 from jaxloss._softmax import ClassAxis, Split
 from jaxloss.linear._sharding import varying
-from jaxloss.linear._tokens import Head, logits_dtype
+from jaxloss.linear._tokens import Head
 
 AxisName = str | tuple[str, ...] | None
 
@@ -42,11 +42,6 @@ def head(
                 f"in its in_specs; here it differs over {sorted(varying(w)) or 'no axis'}"
             )
     return Head(h, w)
-
-
-def dtype_of(*heads: Head) -> jnp.dtype:
-    """What the logits are computed in."""
-    return max((logits_dtype(head) for head in heads), key=lambda dtype: dtype.itemsize)
 
 
 def vocabulary(head: Head, vocab_first: bool) -> int:

@@ -46,7 +46,7 @@ def reduced(
     if reduction == "none":
         losses = per_token(sweep, heads, labels, shared)
         return reduce_losses(losses, reduction, weights=weights, where=where)
-    like = jnp.ones(labels.shape, max(map(logits_dtype, heads), key=lambda d: d.itemsize))
+    like = jnp.ones(labels.shape, logits_dtype(*heads))
     each = coefficients(like, reduction, weights=weights, where=where)
     if groups == 1:
         return weighted_total(sweep, heads, labels, shared, each)

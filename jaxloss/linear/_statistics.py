@@ -16,7 +16,7 @@ from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rows import LinearStatistics
 from jaxloss.linear._rule import per_token, reduced
 from jaxloss.linear._sharding import automatic, groups
-from jaxloss.linear._tokens import Sweep
+from jaxloss.linear._tokens import Sweep, logits_dtype
 
 
 def linear_statistics(
@@ -69,7 +69,7 @@ def linear_statistics(
     """
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(head, vocab_first), _operands.dtype_of(head)
+    here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
     labels = _operands.labels_of(labels, shape, _operands.all_classes(here, axis_name))
     settings = _rows.Settings(
         bias=_operands.of_classes("bias", bias, here, dtype),
@@ -162,7 +162,7 @@ def linear_distillation(
     student = _operands.head(hidden, weight, vocab_first, axis_name)
     teacher = _operands.head(teacher_hidden, teacher_weight, vocab_first, axis_name, "teacher_")
     shape, of_teacher = student.hidden.shape[:-1], teacher.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(student, vocab_first), _operands.dtype_of(student, teacher)
+    here, dtype = _operands.vocabulary(student, vocab_first), logits_dtype(student, teacher)
     if shape != of_teacher or here != _operands.vocabulary(teacher, vocab_first):
         raise ValueError(
             f"teacher_hidden of shape {(*of_teacher, 'D')} and teacher_weight of shape "

@@ -50,8 +50,9 @@ def logits_of(head: Head, vocab_first: bool) -> Array:
     return _dot(head.hidden, 1, head.weight, 1 if vocab_first else 0)
 
 
-def logits_dtype(head: Head) -> jnp.dtype:
-    return max(map(compute_dtype, (head.hidden.dtype, head.weight.dtype)), key=lambda d: d.itemsize)
+def logits_dtype(*heads: Head) -> jnp.dtype:
+    dtypes = (compute_dtype(x.dtype) for head in heads for x in head)
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def _dot(a: Array, of_a: int, b: Array, of_b: int) -> Array:
@@ -63,8 +64,8 @@ def _dot(a: Array, of_a: int, b: Array, of_b: int) -> Array:
 def _split(size: int, x: Array) -> Array:
     """Chunks along a new first axis, the last filled up with zeros.
 
-    A chunk takes every so manieth token: where tokens are split over devices, each of them then
-    has its part of each chunk.
+    A chunk takes tokens at equal distances: where tokens are split over devices, each of them
+    then has its part of each chunk.
     """
     count = max(-(-len(x) // size), 1)
     filled = jnp.pad(x, [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1))
