@@ -1,8 +1,15 @@
 """Eight CPU devices, and settings under which every test runs."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What was compiled before, by the other worker or in an earlier run, is not compiled again:
+# that is most of the time that the tests take.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
@@ -36,18 +43,9 @@ SLOW_TESTS = {
     "test_modes_agree_with_each_other_and_with_differences",
     "test_targets_of_another_dtype",
 }
-# Whether JAX's transformations meet what a rule is made of: one row of each family shows that
-# every time, the other rows when all is run.
-TRANSFORMATIONS = {
-    "test_differentiated_from_outside",
-    "test_differentiated_inside",
-    "test_vmap_over_one_argument",
-    "test_donated_inputs",
-    "test_while_loop",
-    "test_sharded_batch",
-    "test_sizes_against_the_formula_in_float64",
-    "test_size_one_labels_and_masks",
-}
+# What the shared pieces do for every loss, one row of each family shows every time; the other
+# rows when all is run. That each loss is exact, loud and the same as optax's is always tried.
+SHARED = {"test_transforms.py", "test_masks.py", "test_precision.py", "test_checks.py"}
 REPRESENTATIVE = {
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
@@ -86,13 +84,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         case = params.get("case")
-        if case is None:
+        name = getattr(params.get("fn"), "__name__", None) if case is None else case.function
+        if name is None:
             continue
         test = item.originalname
-        further = case not in FIRST_ROWS or case.function in SAME_FORMULA
+        other = item.path.name in SHARED and name not in REPRESENTATIVE
+        further = case is not None and (case not in FIRST_ROWS or name in SAME_FORMULA)
         repeats = further and test not in ESSENTIAL
-        wide = params.get("dtype") is np.float64 and test != "test_value"
-        mode = any(params.get(name, ...) == value for name, value in SLOW_PARAMETERS)
-        other = test in TRANSFORMATIONS and case.function not in REPRESENTATIVE
+        wide = case is not None and params.get("dtype") is np.float64 and test != "test_value"
+        mode = case is not None and any(params.get(p, ...) == v for p, v in SLOW_PARAMETERS)
         if repeats or wide or mode or other or test in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)
