@@ -116,8 +116,9 @@ CASES = [
     _through_a_layer(
         _row(divergence, "distillation_loss(temperature=2)"),
         "linear_distillation(temperature=2)",
+        # A teacher's states are of floating point, as a student's are.
         lambda h, y: jaxloss.linear_distillation(
-            h, _layer(h), y, _layer(y), temperature=2.0, reduction="none"
+            h, _layer(h), y.astype(h.dtype), _layer(h), temperature=2.0, reduction="none"
         ),
         list(zip(HIDDEN[1:], HIDDEN[:-1], strict=True)),
     ),
