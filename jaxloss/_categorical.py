@@ -148,13 +148,9 @@ def softmax_cross_entropy_with_integer_labels(
     """
     _checks.option("label_smoothing", label_smoothing, 0, 1)
     x, labels, axis, live = _inputs.labelled("logits", logits, labels, axis, where, ignore_index)
-    if class_weights is not None:
-        class_weights = _checks.numeric("class_weights", class_weights, x.dtype)
-        if class_weights.shape != (x.shape[axis],):
-            raise ValueError(
-                f"class_weights of shape {class_weights.shape} do not match logits with "
-                f"{x.shape[axis]} classes: give one weight a class"
-            )
+    class_weights = _checks.of_classes(
+        "class_weights", class_weights, "logits", x.shape[axis], x.dtype
+    )
     smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, ())
     z = _checks.given("z_loss", z_loss, x.dtype, ())
     return integer_cross_entropy(

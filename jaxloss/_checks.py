@@ -120,8 +120,16 @@ def setting(name: str, value: ArrayLike, to_name: str, like: Array) -> Array:
     return x
 
 
-def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
-    """A numeric setting of the whole loss."""
+def scalar(
+    name: str,
+    value: ArrayLike,
+    dtype: DTypeLike,
+    low: float | None = None,
+    high: float = float("inf"),
+) -> Array:
+    """A numeric setting of the whole loss, in [low, high] as far as that is known."""
+    if low is not None:
+        option(name, value, low, high)
     x = numeric(name, value, dtype)
     fits(name, x, "a scalar", ())
     return x
@@ -129,8 +137,22 @@ def scalar(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
 
 def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
     """A setting of the whole loss that may not be zero."""
-    option(name, value, float(jnp.finfo(dtype).tiny), float("inf"))
-    return scalar(name, value, dtype)
+    return scalar(name, value, dtype, float(jnp.finfo(dtype).tiny))
+
+
+def of_classes(
+    name: str, x: ArrayLike | None, to_name: str, size: int, dtype: DTypeLike
+) -> Array | None:
+    """A numeric setting of each class."""
+    if x is None:
+        return None
+    x = numeric(name, x, dtype)
+    if x.shape != (size,):
+        raise ValueError(
+            f"{name} of shape {x.shape} do not match {to_name} with {size} classes: expected "
+            f"{name} of shape {(size,)}"
+        )
+    return x
 
 
 def chunk_size(size: int | None) -> int | None:

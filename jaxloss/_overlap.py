@@ -249,7 +249,7 @@ def multiclass_generalized_dice_loss(
     pixels = _pixels(predictions, targets, where)
     return _generalized(
         pixels,
-        _setting("smooth", smooth, pixels.x.dtype),
+        _checks.scalar("smooth", smooth, pixels.x.dtype, 0),
         axis=_pixel_axes(None, pixels.x.ndim),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -263,18 +263,14 @@ def _dice(predictions, targets, alpha, beta, *shared):
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
     pixels = _pixels(predictions, targets, where)
     shape, dtype = pixels.x.shape, pixels.x.dtype
-    if class_weights is not None:
-        class_weights = _checks.numeric("class_weights", class_weights, dtype)
-        if class_weights.shape != shape[-1:]:
-            raise ValueError(
-                f"class_weights of shape {class_weights.shape} do not match predictions of shape "
-                f"{shape} with {shape[-1]} classes: give one weight a class"
-            )
+    class_weights = _checks.of_classes(
+        "class_weights", class_weights, f"predictions of shape {shape}", shape[-1], dtype
+    )
     settings = {"alpha": alpha, "beta": beta, "smooth": smooth}
     return _class_average(
         pixels,
         class_weights,
-        *(_setting(name, value, dtype) for name, value in settings.items()),
+        *(_checks.scalar(name, value, dtype, 0) for name, value in settings.items()),
         axis=_pixel_axes(axis, len(shape)),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -301,11 +297,6 @@ def _pixels(predictions, targets, where) -> _Pixels:
         )
     x, _, live = _inputs.rows("predictions", x, -1, where)
     return _Pixels(x, t, live)
-
-
-def _setting(name, value, dtype) -> Array:
-    _checks.option(name, value, 0, float("inf"))
-    return _checks.scalar(name, value, dtype)
 
 
 def _pixel_axes(axis, ndim) -> tuple[int, ...]:

@@ -45,10 +45,14 @@ def along(x: Array, axis: ClassAxis) -> tuple[int, ...]:
     return tuple(n if a == operator.index(axis) else 1 for a, n in enumerate(x.shape))
 
 
+def everywhere(n: int, axis: ClassAxis) -> int:
+    """How many classes there are on all devices, if there are `n` on each."""
+    return n * lax.axis_size(axis.axis_name) if isinstance(axis, Split) else n
+
+
 def classes(x: Array, axis: ClassAxis) -> int:
     """How many classes a row has, on all devices."""
-    devices = lax.axis_size(axis.axis_name) if isinstance(axis, Split) else 1
-    return x.shape[axis] * devices
+    return everywhere(x.shape[axis], axis)
 
 
 def _of_groups(reduce: Callable[..., Array], x: Array, groups: Array) -> Array:
@@ -78,14 +82,14 @@ def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
     """The label's entry of each row, that of the nearest class where there is none."""
     n, a = x.shape[axis], operator.index(axis)
     index = jnp.clip(labels, 0, classes(x, axis) - 1)
-    here = _here(index, n, axis)
-    entry = jnp.take_along_axis(x, jnp.clip(here, 0, n - 1), a, mode="promise_in_bounds")
+    local = here(index, n, axis)
+    entry = jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
     if not isinstance(axis, Split):
         return entry
-    return lax.psum(jnp.where((here >= 0) & (here < n), entry, 0), axis.axis_name)
+    return lax.psum(jnp.where((local >= 0) & (local < n), entry, 0), axis.axis_name)
 
 
-def _here(labels: Array, n: int, axis: ClassAxis) -> Array:
+def here(labels: Array, n: int, axis: ClassAxis) -> Array:
     """Labels, counted from the first of this device's `n` classes."""
     if not isinstance(axis, Split):
         return labels
@@ -315,7 +319,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
 def _label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
     index = lax.broadcasted_iota(x.dtype, along(x, axis), operator.index(axis))
-    d = unit * index - unit * _here(labels, x.shape[axis], axis).astype(x.dtype)
+    d = unit * index - unit * here(labels, x.shape[axis], axis).astype(x.dtype)
     return d * d
 
 

@@ -248,8 +248,7 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
 
 def _class_numbers(y: Array, x: Array) -> tuple[Array, Array]:
     """Integer labels, one for each row; Keras may give them a last axis of size 1."""
-    y = jnp.squeeze(y, -1) if y.ndim == x.ndim and y.shape[-1:] == (1,) else y
-    return _inputs.class_ids(y), x
+    return _inputs.class_ids(_inputs.row_labels(y, x.ndim, -1)), x
 
 
 @functools.cache

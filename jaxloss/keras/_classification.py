@@ -69,11 +69,9 @@ def binary_focal_crossentropy(
     weight = alpha if apply_class_balancing else None
     if from_logits:
         return mean(jaxloss.sigmoid_focal_loss(p, t, alpha=weight, gamma=gamma), axis)
-    _checks.option("gamma", gamma, 0, float("inf"))
-    losses = _binary_focal(p, t, _checks.scalar("gamma", gamma, p.dtype))
+    losses = _binary_focal(p, t, _checks.scalar("gamma", gamma, p.dtype, 0))
     if weight is not None:
-        _checks.option("alpha", alpha, 0, 1)
-        weight = _checks.scalar("alpha", alpha, p.dtype)
+        weight = _checks.scalar("alpha", alpha, p.dtype, 0, 1)
         losses *= t * weight + (1 - t) * (1 - weight)
     return mean(losses, axis)
 
@@ -131,9 +129,8 @@ def categorical_focal_crossentropy(
     t, p, axis = _categorical(y_true, y_pred, from_logits, label_smoothing, axis)
     if from_logits:
         return jaxloss.softmax_focal_loss(p, t, axis, alpha=jnp.asarray(alpha), gamma=gamma)
-    _checks.option("gamma", gamma, 0, float("inf"))
-    alpha = class_weights(alpha, p, axis)
-    return _focal(p, t, alpha, _checks.scalar("gamma", gamma, p.dtype), axis=axis)
+    gamma = _checks.scalar("gamma", gamma, p.dtype, 0)
+    return _focal(p, t, class_weights(alpha, p, axis), gamma, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
@@ -188,11 +185,9 @@ def categorical_generalized_cross_entropy(
     >>> print(categorical_generalized_cross_entropy([0, 1], [[1.0, 0.0], [0.75, 0.25]], 0.5))
     [0. 1.]
     """
-    _checks.option("q", q, 0, 1)
     labels, p, axis = labelled(y_true, y_pred, -1)
+    q = _checks.scalar("q", q, p.dtype, 0, 1)
     _confusion.check(p, False, axis)
-    q = _checks.scalar("q", q, p.dtype)
-
     return _bounded(nonnegative(p), labels, q)
 
 

@@ -74,7 +74,7 @@ def class_ids(labels: ArrayLike) -> Array:
 
 def row_labels(labels: Array, ndim: int, axis: int) -> Array:
     """Labels without a class axis of size 1."""
-    squeezed = labels.ndim == ndim and labels.shape[axis] == 1
+    squeezed = 0 < ndim == labels.ndim and labels.shape[axis] == 1
     return jnp.squeeze(labels, axis) if squeezed else labels
 
 

@@ -50,10 +50,8 @@ def tversky(
     [0.2]
     """
     of = _outcomes(y_true, y_pred, axis)
-    _checks.option("alpha", alpha, 0, float("inf"))
-    _checks.option("beta", beta, 0, float("inf"))
     dtype = of.true_positives.dtype
-    alpha, beta = _checks.scalar("alpha", alpha, dtype), _checks.scalar("beta", beta, dtype)
+    alpha, beta = _checks.scalar("alpha", alpha, dtype, 0), _checks.scalar("beta", beta, dtype, 0)
     wrong = alpha * of.false_negatives + beta * of.false_positives + EPSILON
     return share(wrong, of.true_positives)
 

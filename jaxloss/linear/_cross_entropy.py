@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxloss import _checks
 from jaxloss._numerics import one_program
 from jaxloss._reduce import Reduction, check_reduction, reduce_losses
+from jaxloss._softmax import everywhere
 from jaxloss.linear import _operands, _rows, _vocab
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
@@ -114,12 +115,12 @@ def linear_cross_entropy(
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    classes = _operands.all_classes(here, axis_name)
+    classes = everywhere(here, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _rows.Settings(
-        bias=_operands.of_classes("bias", bias, here, dtype),
+        bias=_checks.of_classes("bias", bias, "weight", here, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
-        class_weights=_operands.of_classes("class_weights", class_weights, here, dtype),
+        class_weights=_checks.of_classes("class_weights", class_weights, "weight", here, dtype),
         smoothing=_checks.given("label_smoothing", label_smoothing, dtype, ()),
         z_loss=_checks.given("z_loss", z_loss, dtype, ()),
     )
@@ -163,13 +164,12 @@ def _formula(
     labels, weights, live = _operands.flat(labels, weights, where)
     if ignore_index is not None:
         live = labels != ignore_index if live is None else live & (labels != ignore_index)
-    here = _operands.vocabulary(head, vocab_first)
-    classes = _operands.all_classes(here, axis_name)
+    here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
+    classes = everywhere(here, axis)
     heads = (_operands.rows(head),)
     dead = _operands.dead(live, weights, heads, labels, classes)
     heads, labels = _operands.without(dead, heads, labels, classes)
 
-    axis = _operands.class_axis(axis_name)
     rows, fast = partial(_rows.cross_entropy, axis=axis), None
     if implementation == "dense":
         losses = rows((logits_of(heads[0], vocab_first),), labels, settings)

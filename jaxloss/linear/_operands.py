@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import _checks, _inputs
@@ -51,18 +51,6 @@ def vocabulary(head: Head, vocab_first: bool) -> int:
 
 def class_axis(axis_name: AxisName) -> ClassAxis:
     return 1 if axis_name is None else Split(1, axis_name)
-
-
-def of_classes(name: str, x: ArrayLike | None, size: int, dtype: DTypeLike) -> Array | None:
-    if x is None:
-        return None
-    x = _checks.numeric(name, x, dtype)
-    if x.shape != (size,):
-        raise ValueError(
-            f"{name} of shape {x.shape} do not match a weight with {size} classes: expected "
-            f"{name} of shape {(size,)}"
-        )
-    return x
 
 
 def labels_of(
@@ -131,13 +119,9 @@ def without(
     return heads, jnp.where(dead, 0, labels)
 
 
-def all_classes(here: int, axis_name: AxisName) -> int:
-    return here if axis_name is None else here * lax.axis_size(axis_name)
-
-
 def chunk_of_tokens(size: int | None, n: int, features: int, here: int) -> int:
     """How many tokens to take at once, of n; where that is free, so that none is filled up."""
-    if (size := _checks.chunk_size(size)) is not None:
+    if size is not None:
         return min(size, max(n, 1))
     most = min(max(_BYTES // (4 * here), min(_ROWS, features), 1), max(n, 1))
     count = -(-n // most)
@@ -147,6 +131,6 @@ def chunk_of_tokens(size: int | None, n: int, features: int, here: int) -> int:
 
 def block_of_classes(size: int | None, n: int, features: int, here: int) -> int:
     """How many classes to take at once, of those on this device."""
-    if (size := _checks.chunk_size(size)) is not None:
+    if size is not None:
         return min(size, here)
     return min(max(_BYTES // 2 // (4 * max(n, 1)), min(_ROWS, features), 1), here)

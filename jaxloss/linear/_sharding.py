@@ -9,21 +9,15 @@ from jax import Array, lax
 from jax.sharding import AxisType, PartitionSpec, auto_axes
 
 
-def varying(x: Array) -> frozenset:
-    """The mapped axes of `shard_map` over which a value differs."""
-    return jax.typeof(x).manual_axis_type.varying
+def varying(x: Array | jax.ShapeDtypeStruct) -> frozenset:
+    """The mapped axes of `shard_map` over which a value, or one yet to be computed, differs."""
+    kind = (x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)).manual_axis_type
+    return kind.varying if kind else frozenset()
 
 
-def alike(x: Array, like: Array) -> Array:
+def alike(x: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
     """Let `x`, in its type, differ over all axes over which `like` does."""
     missing = tuple(varying(like) - varying(x))
-    return lax.pcast(x, missing, to="varying") if missing else x
-
-
-def typed_like(x: Array, like: jax.ShapeDtypeStruct) -> Array:
-    """The same for the type of a result that is yet to be computed."""
-    kind = like.manual_axis_type
-    missing = tuple(kind.varying - varying(x)) if kind else ()
     return lax.pcast(x, missing, to="varying") if missing else x
 
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxloss import _checks
 from jaxloss._numerics import one_program
 from jaxloss._reduce import Reduction, check_reduction
+from jaxloss._softmax import everywhere
 from jaxloss.linear import _operands, _rows
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rows import LinearStatistics
@@ -70,9 +71,10 @@ def linear_statistics(
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    labels = _operands.labels_of(labels, shape, _operands.all_classes(here, axis_name))
+    classes = everywhere(here, _operands.class_axis(axis_name))
+    labels = _operands.labels_of(labels, shape, classes)
     settings = _rows.Settings(
-        bias=_operands.of_classes("bias", bias, here, dtype),
+        bias=_checks.of_classes("bias", bias, "weight", here, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
@@ -91,11 +93,11 @@ def _linear_statistics(head, labels, *settings, **static):
 def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_size, axis_name):
     shape = labels.shape
     labels, where = _operands.flat(labels, where)
-    here = _operands.vocabulary(head, vocab_first)
+    here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
     dead = None if where is None else ~where
-    classes = _operands.all_classes(here, axis_name)
+    classes = everywhere(here, axis)
     heads, labels = _operands.without(dead, (_operands.rows(head),), labels, classes)
-    rows = partial(_rows.statistics, axis=_operands.class_axis(axis_name))
+    rows = partial(_rows.statistics, axis=axis)
     size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, here)
     columns = per_token(Sweep(rows, size, vocab_first), heads, labels, settings)
     if dead is not None:
@@ -171,8 +173,8 @@ def linear_distillation(
         )
     pair = _rows.Pair(
         _checks.positive("temperature", temperature, dtype),
-        _operands.of_classes("bias", bias, here, dtype),
-        _operands.of_classes("teacher_bias", teacher_bias, here, dtype),
+        _checks.of_classes("bias", bias, "weight", here, dtype),
+        _checks.of_classes("teacher_bias", teacher_bias, "weight", here, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxloss._numerics import compute_dtype, finite, times
-from jaxloss.linear._sharding import alike, typed_like
+from jaxloss.linear._sharding import alike
 
 Rows = Callable[[tuple[Array, ...], Array, Any], Any]
 
@@ -48,6 +48,15 @@ class Wanted(NamedTuple):
 
 def logits_of(head: Head, vocab_first: bool) -> Array:
     return _dot(head.hidden, 1, head.weight, 1 if vocab_first else 0)
+
+
+def _logits_of_all(sweep: "Sweep", heads: Sequence[Head]) -> tuple[Array, ...]:
+    return tuple(logits_of(head, sweep.vocab_first) for head in heads)
+
+
+def _of_tokens(hidden: Sequence[Array], heads: Sequence[Head]) -> tuple[Head, ...]:
+    """The layers, with some of their inputs."""
+    return tuple(Head(h, head.weight) for h, head in zip(hidden, heads, strict=True))
 
 
 def logits_dtype(*heads: Head) -> jnp.dtype:
@@ -90,7 +99,7 @@ def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) ->
         summed, each = body(first)
         return summed, jax.tree.map(lambda x: x[:n], each)
     types = jax.eval_shape(body, first)[0]
-    start = jax.tree.map(lambda t: typed_like(jnp.zeros(t.shape, t.dtype), t), types)
+    start = jax.tree.map(lambda t: alike(jnp.zeros(t.shape, t.dtype), t), types)
     summed, each = lax.scan(step, start, chunks)
     return summed, jax.tree.map(partial(_join, n), each)
 
@@ -113,8 +122,8 @@ def total_and_gradients(
     @partial(jax.checkpoint, prevent_cse=False)
     def chunk(tokens):
         hidden, labels, a = tokens
-        some = tuple(Head(h, head.weight) for h, head in zip(hidden, heads, strict=True))
-        logits = tuple(logits_of(head, sweep.vocab_first) for head in some)
+        some = _of_tokens(hidden, heads)
+        logits = _logits_of_all(sweep, some)
         losses, pull = jax.vjp(lambda x, s: sweep.rows(x, labels, s), logits, shared)
         g_logits, g_shared = pull(alike(a, losses))
         matmuls = [
@@ -156,8 +165,7 @@ def each_token(sweep: Sweep, heads: tuple[Head, ...], labels: Array, shared: Any
 
     def chunk(tokens):
         hidden, labels = tokens
-        some = (Head(h, head.weight) for h, head in zip(hidden, heads, strict=True))
-        logits = tuple(logits_of(head, sweep.vocab_first) for head in some)
+        logits = _logits_of_all(sweep, _of_tokens(hidden, heads))
         return (), sweep.rows(logits, labels, shared)
 
     return over_chunks(chunk, sweep.chunk_size, (tuple(h.hidden for h in heads), labels))[1]
@@ -179,20 +187,18 @@ def tangents_of_each_token(
     @partial(jax.checkpoint, prevent_cse=False)
     def chunk(tokens):
         hidden, d_hidden, labels = tokens
-        logits, d_logits = [], []
-        for h, dh, head, d_head in zip(hidden, d_hidden, heads, d_heads, strict=True):
-            some = Head(h, head.weight)
-            x = logits_of(some, sweep.vocab_first)
+        some = _of_tokens(hidden, heads)
+        logits, d_logits = _logits_of_all(sweep, some), []
+        for x, head, dh, d_head in zip(logits, some, d_hidden, d_heads, strict=True):
             terms = [
                 logits_of(moved, sweep.vocab_first)
-                for moved in (Head(dh, head.weight), Head(h, d_head.weight))
+                for moved in (Head(dh, head.weight), Head(head.hidden, d_head.weight))
                 if moved.hidden is not None and moved.weight is not None
             ]
-            logits.append(x)
             d_logits.append(sum(terms, jnp.zeros_like(x)))
         return (), jax.jvp(
             lambda x, s: sweep.rows(x, labels, s),
-            (tuple(logits), shared),
+            (logits, shared),
             (tuple(d_logits), d_shared),
         )[1]
 

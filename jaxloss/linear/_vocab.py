@@ -18,12 +18,15 @@ from jaxloss._softmax import (
     ClassAxis,
     Split,
     beyond_one,
+    everywhere,
+    here,
     of_label,
     others_and_label,
     tail_of_others,
 )
+from jaxloss.linear._operands import vocabulary
 from jaxloss.linear._rows import Settings, shaped
-from jaxloss.linear._sharding import alike, typed_like
+from jaxloss.linear._sharding import alike
 from jaxloss.linear._tokens import Head, Sweep, Wanted, head_gradients, in_dtypes, logits_of
 
 
@@ -65,7 +68,7 @@ class _Block(NamedTuple):
     labels: Array  # counted from the first of them [N, 1]
 
 
-class _Vocabulary(NamedTuple):
+class _Blocks(NamedTuple):
     """All classes of this device."""
 
     whole: _Block
@@ -91,7 +94,7 @@ class _Vocabulary(NamedTuple):
         width = self.block_size
         full, rest = divmod(self.whole.head.weight.shape[self.along], width)
         types = jax.eval_shape(lambda c: body(0, width, c), carry)
-        carry = jax.tree.map(typed_like, carry, types)
+        carry = jax.tree.map(alike, carry, types)
         carry = lax.fori_loop(0, full, lambda i, c: body(i * width, width, c), carry)
         return body(full * width, rest, carry) if rest else carry
 
@@ -109,14 +112,13 @@ def total_and_gradients(
 ) -> tuple[Array, Wanted]:
     """`sum(coefficients * losses)` and its gradients; see `_tokens.total_and_gradients`."""
     (head,), labels = heads, labels[:, None]
-    here = head.weight.shape[0 if sweep.vocab_first else 1]
-    n = here * (lax.axis_size(axis.axis_name) if isinstance(axis, Split) else 1)
-    before = here * lax.axis_index(axis.axis_name) if isinstance(axis, Split) else 0
-    whole = _Block(head, settings.bias, _smoothed(settings, here, n), labels - before)
-    vocabulary = _Vocabulary(whole, settings.softcap, sweep.vocab_first, block_size, n)
+    size = vocabulary(head, sweep.vocab_first)
+    n = everywhere(size, axis)
+    whole = _Block(head, settings.bias, _smoothed(settings, size, n), here(labels, size, axis))
+    blocks = _Blocks(whole, settings.softcap, sweep.vocab_first, block_size, n)
 
     like = jnp.zeros(labels.shape, coefficients.dtype)
-    row = _finished(_over_devices(_statistics(vocabulary, like), axis), labels, n)
+    row = _finished(_over_devices(_statistics(blocks, like), axis), labels, n)
     numbers = settings.class_weights, settings.smoothing, settings.z_loss
     combined = partial(_combined, labels=labels, axis=axis)
     loss, pull = jax.vjp(combined, row.losses, *numbers)
@@ -124,8 +126,7 @@ def total_and_gradients(
     if not any(jax.tree.leaves(wanted)):
         return total, wanted
     d, d_class_weights, d_smoothing, d_z_loss = pull(alike(coefficients[:, None], loss))
-    spread = settings.smoothing is not None or settings.z_loss is not None
-    out = _gradients(vocabulary, wanted, settings, row, d, spread, like.dtype)
+    out = _gradients(blocks, wanted, settings, row, d)
     shared = out.shared._replace(
         class_weights=_sum(out.shared.class_weights, d_class_weights),
         smoothing=d_smoothing,
@@ -136,37 +137,37 @@ def total_and_gradients(
     )
 
 
-def _smoothed(settings: Settings, here: int, n: int) -> Array | None:
+def _smoothed(settings: Settings, size: int, n: int) -> Array | None:
     """The weights of this device's classes in the smoothed loss."""
     if settings.smoothing is None:
         return None
     if settings.class_weights is None:
-        return jnp.full(here, 1 / n, settings.smoothing.dtype)
+        return jnp.full(size, 1 / n, settings.smoothing.dtype)
     return settings.class_weights / n
 
 
-def _logits(vocabulary: _Vocabulary, block: _Block) -> tuple[Array, Callable[..., Any]]:
+def _logits(blocks: _Blocks, block: _Block) -> tuple[Array, Callable[..., Any]]:
     """Of a block; and the pullback to what the matmul gives, the bias and the cap."""
-    u = logits_of(block.head, vocabulary.vocab_first)
-    return jax.vjp(shaped, u, block.bias, vocabulary.softcap)
+    u = logits_of(block.head, blocks.vocab_first)
+    return jax.vjp(shaped, u, block.bias, blocks.softcap)
 
 
-def _statistics(vocabulary: _Vocabulary, like: Array) -> _Part:
+def _statistics(blocks: _Blocks, like: Array) -> _Part:
     """The first look at each block."""
 
     def look(start: Any, width: int, part: _Part) -> _Part:
-        block = vocabulary.block(start, width)
-        return _merged(part, _part(_logits(vocabulary, block)[0], block))
+        block = blocks.block(start, width)
+        return _merged(part, _part(_logits(blocks, block)[0], block))
 
     nothing = _Part(like - largest(like.dtype), like, like, like, jnp.zeros((), like.dtype))
-    return vocabulary.fold(look, nothing)
+    return blocks.fold(look, nothing)
 
 
 def _part(x: Array, block: _Block) -> _Part:
     big, eps = largest(x.dtype), float(jnp.finfo(x.dtype).eps)
     top = jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
-    here = (block.labels >= 0) & (block.labels < x.shape[1])
-    label = jnp.where(here, of_label(x, block.labels, 1), 0)
+    inside = (block.labels >= 0) & (block.labels < x.shape[1])
+    label = jnp.where(inside, of_label(x, block.labels, 1), 0)
     behind, k = jnp.zeros_like(top), jnp.zeros((), x.dtype)
     if block.k is not None:
         # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
@@ -226,36 +227,35 @@ def _combined(
 
 
 def _gradients(
-    vocabulary: _Vocabulary,
+    blocks: _Blocks,
     wanted: Wanted,
     settings: Settings,
     row: _Row,
     d: _Losses,
-    spread: bool,
-    dtype: jnp.dtype,
 ) -> Wanted:
     """The second look at each block, with the derivatives of the total by each row's losses."""
     # Of softmax(x), and of that less the label's one.
     of_all, of_others = row.scale * (d.lse + row.k * d.smooth), row.scale * d.nll
+    spread = settings.smoothing is not None or settings.z_loss is not None
 
     def write(start: Any, width: int, out: Wanted) -> Wanted:
-        block = vocabulary.block(start, width)
-        x, pull = _logits(vocabulary, block)
-        g = of_others * others_and_label(x, block.labels, row.top, row.tail, 1, vocabulary.classes)
+        block = blocks.block(start, width)
+        x, pull = _logits(blocks, block)
+        g = of_others * others_and_label(x, block.labels, row.top, row.tail, 1, blocks.classes)
         g_class = None
         if spread:
             g = g + of_all * jnp.exp(jnp.minimum(x - row.top, 0))
         if block.k is not None:
             g = g - d.smooth * block.k[None]
-            g_class = jnp.sum(d.smooth * ((row.top - x) + row.log_rest), 0) / vocabulary.classes
+            g_class = jnp.sum(d.smooth * ((row.top - x) + row.log_rest), 0) / blocks.classes
         g_x, g_bias, g_softcap = pull(g)
         g_hidden, g_weight = head_gradients(
-            block.head, g_x, vocabulary.vocab_first, wanted.hidden[0], wanted.weight[0]
+            block.head, g_x, blocks.vocab_first, wanted.hidden[0], wanted.weight[0]
         )
         s = out.shared
         return Wanted(
             (_sum(out.hidden[0], g_hidden),),
-            (_put(out.weight[0], g_weight, start, vocabulary.along),),
+            (_put(out.weight[0], g_weight, start, blocks.along),),
             s._replace(
                 bias=_put(s.bias, g_bias, start),
                 softcap=_sum(s.softcap, g_softcap),
@@ -267,9 +267,9 @@ def _gradients(
     def zeros(wanted: bool | None, x: Array | None, dtype: Any = None) -> Array | None:
         return jnp.zeros_like(x, dtype) if wanted and x is not None else None
 
-    head, w = vocabulary.whole.head, wanted.shared
+    head, w = blocks.whole.head, wanted.shared
     start = Wanted(
-        (zeros(wanted.hidden[0], head.hidden, dtype),),
+        (zeros(wanted.hidden[0], head.hidden, row.top.dtype),),
         (zeros(wanted.weight[0], head.weight),),
         Settings(
             bias=zeros(w.bias, settings.bias),
@@ -278,7 +278,7 @@ def _gradients(
         ),
         None,
     )
-    return vocabulary.fold(write, start)
+    return blocks.fold(write, start)
 
 
 def _sum(whole: Array | None, more: Array | None) -> Array | None:

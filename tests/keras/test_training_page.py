@@ -1,13 +1,13 @@
 """The code of `docs/training.md` runs, and does what the page says."""
 
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import jaxloss.keras
+from tests.test_docs import ROOT, run_blocks
 
 pytestmark = [
     pytest.mark.usefixtures("implicit_promotions"),
@@ -15,15 +15,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
 ]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+PAGE = "docs/training.md"
+TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 
 
 def run(heading, names):
     """Execute the code under a heading."""
-    section = re.split(r"^#+ ", PAGE, flags=re.M)
-    text = next(s for s in section if s.startswith(heading + "\n"))
-    for code in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(code, heading, "exec"), names)
+    start = re.search(rf"^#+ {re.escape(heading)}\n", TEXT, re.M).end()
+    end = re.compile(r"^#+ ", re.M).search(TEXT, start)
+    run_blocks(PAGE, names, start, end.start() if end else None)
     return names
 
 
@@ -53,5 +53,5 @@ def test_penalties(framework):
 
 
 def test_names_on_the_page_exist():
-    for name in re.findall(r"`jaxloss\.([a-z_A-Z]+)", PAGE):
+    for name in re.findall(r"`jaxloss\.([a-z_A-Z]+)", TEXT):
         assert hasattr(jaxloss, name)
