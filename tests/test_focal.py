@@ -10,7 +10,7 @@ from mpmath import mp, mpf
 
 import jaxloss
 from jaxloss._focal import bounded_nll
-from tests.test_exact import ulps
+from tests.cases._exact import ulps
 from tests.test_transforms import close, quick, rng
 
 gce = jaxloss.generalized_cross_entropy

@@ -13,8 +13,8 @@ from jax.experimental import checkify
 from mpmath import mp, mpf
 
 import jaxloss
+from tests.cases._exact import ulps
 from tests.cases.sequence import lattice
-from tests.test_exact import ulps
 from tests.test_transforms import close, quick, rng
 
 inf, nan = np.inf, np.nan

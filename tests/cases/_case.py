@@ -41,6 +41,24 @@ SAMPLES: dict[str, Callable[[Rng, tuple[int, ...]], np.ndarray]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Model:
+    """The loss and its naive formula as a model calls them: what benchmarks time.
+
+    A row needs one where its own functions are shaped for exact arithmetic.
+    """
+
+    fn: Callable[..., Any]
+    naive: Callable[..., Any]
+    # A batch of that size: predictions, of which gradients are taken, and targets.
+    sample: Callable[[Rng, int], tuple[Any, Any]]
+    # Batch sizes to time, the middle one in full.
+    sizes: Sequence[int]
+    # Multiplications and additions of value and gradient that cannot be avoided: matmuls of
+    # (rows, inner, columns), for what is not bound by memory.
+    matmuls: Callable[[int], Sequence[tuple[int, int, int]]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     name: str
     # The loss: (predictions, targets) -> one value for each example.
@@ -65,6 +83,7 @@ class Case:
     ulps: float = 8
     # The function in optax of which this is a drop-in replacement, if optax is right.
     optax: Callable[..., Any] | None = None
+    model: Model | None = None
 
     def __str__(self) -> str:
         return self.name

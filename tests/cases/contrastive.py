@@ -16,9 +16,11 @@ import optax
 from mpmath import mp, mpf
 
 import jaxloss
-from tests.cases._case import Case, softplus
+from tests.cases._case import Case, Model, softplus
 
 ROWS, SIZE = 3, 6
+# Of a model: features of an embedding, and batch sizes.
+FEATURES, PAIRS = 128, (256, 1024, 2048)
 PATTERNS = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 2]], np.int32)
 WEIGHTS = [1.0, 0.5, 2.0]
 T = 0.25
@@ -101,6 +103,28 @@ def _function(total, other, by):
     return lambda v: total(v, other) if by == 0 else total(other, v)
 
 
+def _matmuls(n):
+    """All similarities, and the gradient by the embeddings of each side."""
+    return [(n, FEATURES, n), (n, n, FEATURES), (n, n, FEATURES)]
+
+
+def _pairs_model(loss, naive, integer):
+    def sample(rng, n):
+        x, y = rng.normal(size=(2, n, FEATURES)).astype(np.float32)
+        # Two views of each image, or captions that resemble theirs.
+        return (x, np.arange(n, dtype=np.int32) // 2) if integer else ((x, x + y), None)
+
+    if integer:
+        return Model(fn=loss, naive=naive, sample=sample, sizes=PAIRS, matmuls=_matmuls)
+    return Model(
+        fn=lambda x, _: loss(*x),
+        naive=lambda x, _: naive(*x),
+        sample=sample,
+        sizes=PAIRS,
+        matmuls=_matmuls,
+    )
+
+
 def _case(name, fn, naive, total, scale, points, **fields):
     """A row with the derivatives of `total`; `scale(x, y, by, *index)` is that of their errors."""
 
@@ -127,9 +151,10 @@ def _case(name, fn, naive, total, scale, points, **fields):
     )
 
 
-def _pairs_case(name, fn, naive, of, gain, points):
+def _pairs_case(name, loss, naive, of, gain, points, **in_the_table):
     """A row of the loss `of(cosines, target)`."""
     integer = isinstance(points[0][1], int)
+    of_flat = _labelled if integer else _towers
 
     def total(x, y):
         return of(_cosines(x, x if integer else y), y if integer else None)
@@ -148,7 +173,15 @@ def _pairs_case(name, fn, naive, of, gain, points):
         lengths = [v for u in _embeddings((x, y)[by]) for v in [_length(u)] * 2]
         return sizes[len(index)] / mp.fprod(lengths[i] for i in index)
 
-    return _case(name, fn, naive, total, scale, points)
+    return _case(
+        name,
+        of_flat(functools.partial(loss, **in_the_table)),
+        of_flat(naive),
+        total,
+        scale,
+        points,
+        model=_pairs_model(loss, naive, integer),
+    )
 
 
 def _pairs_of(k):
@@ -259,6 +292,9 @@ def _triplet_case(degree, points):
         largest = [max(abs(d) for d in of.values()) for of in sizes]
         return 2 * sum(largest) + (0 if index else 16)
 
+    def triplets(rng, n):
+        return tuple(rng.normal(size=(3, n, FEATURES)).astype(np.float32)), None
+
     return _case(
         f"triplet_margin_loss(norm_degree={degree})",
         both(loss),
@@ -267,6 +303,12 @@ def _triplet_case(degree, points):
         scale,
         points,
         optax=both(theirs) if degree == 2 else None,
+        model=Model(
+            fn=lambda x, _: loss(*x),
+            naive=lambda x, _: plain(*x),
+            sample=triplets,
+            sizes=(512, 8192, 65536),
+        ),
         # XLA's powers are themselves a few units off, and there are five of them in a Hessian.
         ulps=8 if degree == 2 else 16,
     )
@@ -342,40 +384,41 @@ CIRCLE = {"gamma": GAMMA, "margin": float(MARGIN), "detach_weights": False}
 CASES = [
     _pairs_case(
         f"ntxent(temperature={T})",
-        _labelled(_set(jaxloss.ntxent, temperature=T)),
-        _labelled(_naive_ntxent),
+        _set(jaxloss.ntxent, temperature=T),
+        _naive_ntxent,
         _ntxent,
         1 + 2 / T,
         LABELLED,
     ),
     _pairs_case(
         f"info_nce(temperature={T}, chunk_size=2)",
-        _towers(_set(jaxloss.info_nce, temperature=T, chunk_size=2)),
-        _towers(_naive_info_nce),
+        _set(jaxloss.info_nce, temperature=T),
+        _naive_info_nce,
         _info_nce,
         1 + 2 / T,
         TOWERS,
+        chunk_size=2,
     ),
     _pairs_case(
         "siglip_loss",
-        _towers(_set(jaxloss.siglip_loss, temperature=SCALE, bias=float(BIAS))),
-        _towers(_naive_siglip),
+        _set(jaxloss.siglip_loss, temperature=SCALE, bias=float(BIAS)),
+        _naive_siglip,
         _siglip,
         1 + SCALE,
         TOWERS,
     ),
     _pairs_case(
         f"supervised_contrastive_loss(temperature={T})",
-        _labelled(_set(jaxloss.supervised_contrastive_loss, temperature=T)),
-        _labelled(_naive_supervised),
+        _set(jaxloss.supervised_contrastive_loss, temperature=T),
+        _naive_supervised,
         _supervised,
         1 + 2 / T,
         LABELLED,
     ),
     _pairs_case(
         "circle_loss(detach_weights=False)",
-        _labelled(_set(jaxloss.circle_loss, **CIRCLE)),
-        _labelled(_normalized(_naive_circle)),
+        _set(jaxloss.circle_loss, **CIRCLE),
+        _normalized(_naive_circle),
         _circle,
         1 + 4 * GAMMA,
         LABELLED,

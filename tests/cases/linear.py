@@ -5,12 +5,13 @@ The layer has one feature for each class, times a power of two, so that its logi
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxloss
 from tests.cases import categorical, divergence
-from tests.cases._case import Case
+from tests.cases._case import Case, Model
 
 # The feature, and the factor, of each class.
 CLASSES = ((0, 1.0), (1, 1.0), (2, -2.0), (0, 0.5), (1, -1.0))
@@ -42,7 +43,36 @@ def _layer(h):
     return jnp.asarray(WEIGHT, h.dtype)
 
 
-def _through_a_layer(dense: Case, name: str, fn, points) -> Case:
+FEATURES, VOCABULARY = 256, 16000
+
+
+def _states(rng, n):
+    hidden = rng.normal(size=(n, FEATURES)).astype(np.float32)
+    return hidden, rng.normal(size=(FEATURES, VOCABULARY)).astype(np.float32) / np.float32(16)
+
+
+def _model(fn, dense: Case) -> Model:
+    """Of a language model, or of two whose states are compared."""
+
+    def sample(rng, n):
+        labels = rng.integers(0, VOCABULARY, n).astype(np.int32)
+        return _states(rng, n), labels if dense.integer else _states(rng, n)
+
+    def matmuls(n):
+        """The logits, and the gradients by both operands; and the teacher's logits."""
+        d, v = FEATURES, VOCABULARY
+        return [(n, d, v), (n, v, d), (d, n, v)] + [(n, d, v)] * (not dense.integer)
+
+    return Model(
+        fn=lambda x, y: fn(*x, y),
+        naive=lambda x, y: jax.vmap(dense.naive)(x[0] @ x[1], y if dense.integer else y[0] @ y[1]),
+        sample=sample,
+        sizes=(256, 1024, 4096),
+        matmuls=matmuls,
+    )
+
+
+def _through_a_layer(dense: Case, name: str, fn, points, model: Model | None = None) -> Case:
     def target(y):
         return y if dense.integer else _logits(y)
 
@@ -72,6 +102,7 @@ def _through_a_layer(dense: Case, name: str, fn, points) -> Case:
         size=3,
         sizes=(),
         optax=None,
+        model=model,
     )
 
 
@@ -81,6 +112,7 @@ def _row(family, name: str) -> Case:
 
 PLAIN = _row(categorical, "softmax_cross_entropy_with_integer_labels")
 OPTIONS = _row(categorical, "softmax_cross_entropy_with_integer_labels(all options)")
+DISTILLATION = _row(divergence, "distillation_loss(temperature=2)")
 LABELLED = [(h, k) for h in HIDDEN for k in range(len(CLASSES))]
 
 CASES = [
@@ -91,6 +123,7 @@ CASES = [
             h, _layer(h), k, reduction="none", ignore_index=-100
         ),
         LABELLED,
+        _model(jaxloss.linear_cross_entropy, PLAIN),
     ),
     _through_a_layer(
         OPTIONS,
@@ -112,14 +145,18 @@ CASES = [
         "linear_statistics",
         lambda h, k: 0 - jaxloss.linear_statistics(h, _layer(h), k).log_prob,
         LABELLED[1::2],
+        _model(lambda h, w, k: -jaxloss.linear_statistics(h, w, k).log_prob, PLAIN),
     ),
     _through_a_layer(
-        _row(divergence, "distillation_loss(temperature=2)"),
+        DISTILLATION,
         "linear_distillation(temperature=2)",
         # A teacher's states are of floating point, as a student's are.
         lambda h, y: jaxloss.linear_distillation(
             h, _layer(h), y.astype(h.dtype), _layer(h), temperature=2.0, reduction="none"
         ),
         list(zip(HIDDEN[1:], HIDDEN[:-1], strict=True)),
+        _model(
+            lambda h, w, y: jaxloss.linear_distillation(h, w, *y, temperature=2.0), DISTILLATION
+        ),
     ),
 ]

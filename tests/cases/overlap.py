@@ -1,6 +1,8 @@
 """Rows of the overlap losses. A row of pixels of one class, or of pixels times classes, is one
 example: the functions themselves take batches of images with classes last."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import optax
 from mpmath import mpf
 
 import jaxloss
-from tests.cases._case import Case, sigmoid
+from tests.cases._case import Case, Model, sigmoid
 
 # All of three pixels: each other size costs every test another compilation.
 ONE_CLASS = [
@@ -161,14 +163,43 @@ def _naive_classes(x, t):
     return jnp.mean(_naive(p, t, axis=1), -1).reshape(x.shape[:-1])
 
 
-def _naive_weighed(x, t):
-    p, t = jax.nn.softmax(x.reshape(-1, 3, 2)), t.reshape(-1, 3, 2)
+def _weighed(x, t):
     weights = 1 / (jnp.sum(t, 1) ** 2 + 1e-7)
     weights = weights / jnp.sum(weights, -1, keepdims=True)
-    return jnp.sum(weights * _naive(p, t, axis=1), -1).reshape(x.shape[:-1])
+    return jnp.sum(weights * _naive(jax.nn.softmax(x), t, axis=1), -1)
 
 
-def _one_class_case(name, fn, *, of=_of_logits, optax_fn=None, points=ONE_CLASS, **options) -> Case:
+def _naive_weighed(x, t):
+    return _weighed(x.reshape(-1, 3, 2), t.reshape(-1, 3, 2)).reshape(x.shape[:-1])
+
+
+def _segmentation(rng, n):
+    """Images of 128 x 128 pixels, each of one of four classes."""
+    x = rng.normal(size=(n, 128 * 128, 4)).astype(np.float32)
+    return x, np.eye(4, dtype=np.float32)[rng.integers(0, 4, x.shape[:-1])]
+
+
+def _model(loss, naive=None, sample=_segmentation, **options) -> Model:
+    def softmax(x, t):
+        return jnp.mean(_naive(jax.nn.softmax(x), t, axis=1, **options), -1)
+
+    return Model(fn=loss, naive=naive or softmax, sample=sample, sizes=(4, 64, 256))
+
+
+def _binary_model() -> Model:
+    def sample(rng, n):
+        x, y = _segmentation(rng, n)
+        return x[..., 0], y[..., 0]
+
+    def naive(x, t):
+        return _naive(jax.nn.sigmoid(x), t, axis=1)
+
+    return _model(jaxloss.binary_dice_loss, naive, sample)
+
+
+def _one_class_case(
+    name, fn, *, of=_of_logits, optax_fn=None, points=ONE_CLASS, model=None, **options
+) -> Case:
     """Sigmoids, or probabilities, of the pixels of one class."""
     of_probabilities = of is _of_probabilities
     return Case(
@@ -182,11 +213,17 @@ def _one_class_case(name, fn, *, of=_of_logits, optax_fn=None, points=ONE_CLASS,
         targets="probability",
         points=points,
         optax=optax_fn,
+        model=model,
     )
 
 
 CASES = [
-    _one_class_case("dice_loss", _row(jaxloss.dice_loss), optax_fn=_row(optax.losses.dice_loss)),
+    _one_class_case(
+        "dice_loss",
+        _row(jaxloss.dice_loss),
+        optax_fn=_row(optax.losses.dice_loss),
+        model=_model(jaxloss.dice_loss),
+    ),
     Case(
         name="dice_loss(two classes)",
         fn=_flat(jaxloss.dice_loss, (3, 2)),
@@ -207,15 +244,24 @@ CASES = [
     _one_class_case(
         "tversky_loss",
         _row(jaxloss.tversky_loss, alpha=0.25, beta=0.75, smooth=0.5),
+        model=_model(partial(jaxloss.tversky_loss, alpha=0.25, beta=0.75), a=0.25, b=0.75),
         a=0.25,
         b=0.75,
         s=0.5,
     ),
-    _one_class_case("jaccard_loss", _row(jaxloss.jaccard_loss, smooth=0.0), a=1.0, b=1.0, s=0.0),
+    _one_class_case(
+        "jaccard_loss",
+        _row(jaxloss.jaccard_loss, smooth=0.0),
+        model=_model(jaxloss.jaccard_loss, a=1.0, b=1.0),
+        a=1.0,
+        b=1.0,
+        s=0.0,
+    ),
     _one_class_case(
         "binary_dice_loss",
         lambda x, t: _flat(jaxloss.binary_dice_loss, x.shape[-1:])(x, t),
         points=ONE_CLASS[3:],
+        model=_binary_model(),
     ),
     Case(
         name="multiclass_generalized_dice_loss",
@@ -227,5 +273,6 @@ CASES = [
         points=TWO_CLASSES,
         size=6,
         sizes=(),
+        model=_model(jaxloss.multiclass_generalized_dice_loss, _weighed),
     ),
 ]

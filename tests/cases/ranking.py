@@ -10,7 +10,7 @@ import optax
 from mpmath import mpf
 
 import jaxloss
-from tests.cases._case import Case, amplify, sigmoid, softplus, spread
+from tests.cases._case import Case, Model, amplify, sigmoid, softplus, spread
 from tests.cases.categorical import (
     DENSE_POINTS,
     _ce_gradient,
@@ -100,7 +100,17 @@ def _pairwise_case(
         targets="positive",
         points=POINTS,
         sizes=(1, 7, 129),
+        # The other row's weights are not those of a model.
+        model=_lists(fn, of_all_pairs) if "(" not in name else None,
     )
+
+
+def _lists(fn, naive) -> Model:
+    def sample(rng, n):
+        labels = rng.integers(0, 5, (n, 200)).astype(np.float32)
+        return rng.normal(size=(n, 200)).astype(np.float32), labels
+
+    return Model(fn=fn, naive=jax.vmap(naive), sample=sample, sizes=(8, 128, 512))
 
 
 _logistic_case = partial(

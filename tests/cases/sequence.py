@@ -14,7 +14,7 @@ import numpy as np
 from mpmath import mp, mpf
 
 import jaxloss
-from tests.cases._case import Case, amplify, spread
+from tests.cases._case import Case, Model, amplify, spread
 
 FRAMES, CLASSES = 4, 3
 # Nothing, one label, two, a repeated one that needs a blank in between, and two more.
@@ -153,6 +153,42 @@ def _rows() -> list[np.ndarray]:
 POINTS = [(x, k) for x in _rows() for k in range(len(LABELS))]
 
 
+def _naive_forward(x, y):
+    """The forward variables of one sequence after another frame each, as textbooks have them."""
+    labels, padded = y
+
+    def one(log_p, k, padded):
+        blanks = jnp.zeros(2 * len(k) + 1, k.dtype).at[1::2].set(k)
+        differs = (blanks != jnp.roll(blanks, 2)) & (blanks != 0)
+        start = jnp.full(len(blanks), -jnp.inf).at[:2].set(log_p[0, blanks[:2]])
+
+        def step(a, frame):
+            one, two = (jnp.roll(a, i).at[:i].set(-jnp.inf) for i in (1, 2))
+            a = jnp.logaddexp(jnp.logaddexp(a, one), jnp.where(differs, two, -jnp.inf))
+            return a + frame[blanks], None
+
+        end = 2 * jnp.sum(~padded)
+        a = jax.lax.scan(step, start, log_p[1:])[0]
+        return -jnp.logaddexp(a[end], a[end - 1])
+
+    return jax.vmap(one)(jax.nn.log_softmax(x), labels, padded)
+
+
+def _speech(rng, n):
+    """200 frames of 128 classes, and up to 40 labels."""
+    lengths = rng.integers(20, 41, (n, 1))
+    labels = rng.integers(1, 128, (n, 40)).astype(np.int32)
+    return rng.normal(size=(n, 200, 128)).astype(np.float32), (labels, np.arange(40) >= lengths)
+
+
+SPEECH = Model(
+    fn=lambda x, y: jaxloss.ctc_loss(x, jnp.zeros(x.shape[:2]), *y),
+    naive=_naive_forward,
+    sample=_speech,
+    sizes=(2, 16, 64),
+)
+
+
 def _case(name, fn, points) -> Case:
     return Case(
         name=name,
@@ -166,6 +202,7 @@ def _case(name, fn, points) -> Case:
         points=points,
         size=FRAMES * CLASSES,
         sizes=(),
+        model=SPEECH if name == "ctc_loss" else None,
     )
 
 
