@@ -1,0 +1,78 @@
+"""What is timed: each function of the case table at the size of a model, and who else has it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.peers import PEERS
+from tests.cases import FAMILIES, FIRST_ROWS
+from tests.cases._case import Case
+
+CLASSES = 1000
+# Numbers in the predictions; the middle one is timed in full.
+SIZES = (2**14, 2**18, 2**22)
+OURS, NAIVE = "jaxloss", "naive"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One function, ours and others', on batches of some sizes."""
+
+    name: str
+    family: str
+    case: Case
+    # By who wrote it: (predictions, targets) -> losses, or their mean.
+    losses: dict[str, Callable[..., Any]]
+    sample: Callable[[np.random.Generator, int], tuple[Any, Any]]
+    sizes: Sequence[int]
+    full: int
+    matmuls: Callable[[int], Sequence[tuple[int, int, int]]] | None
+
+    def batch(self, size: int) -> tuple[Any, Any]:
+        return jax.tree.map(jnp.asarray, self.sample(np.random.default_rng(0), size))
+
+    def peers(self) -> list[str]:
+        return [name for name in self.losses if name not in (OURS, NAIVE)]
+
+
+def works(losses: Sequence[str] = (), peers: Sequence[str] = ()) -> list[Work]:
+    """One for each function of the table; of these losses and peers, if any are named."""
+    all_of_them = [
+        _work(case, family.__name__.split(".")[-1], peers)
+        for family in FAMILIES
+        for case in family.CASES
+        if case in FIRST_ROWS
+    ]
+    unknown = set(losses) - {work.name for work in all_of_them}
+    if unknown:
+        raise SystemExit(f"no such loss: {', '.join(sorted(unknown))}")
+    return [work for work in all_of_them if not losses or work.name in losses]
+
+
+def _work(case: Case, family: str, chosen: Sequence[str]) -> Work:
+    others = {"optax": case.optax} if case.optax and not case.model else {}
+    others |= PEERS.get(case.function, {})
+    others = {name: f for name, f in others.items() if not chosen or name in chosen}
+    if case.model:
+        m = case.model
+        ours, naive, sample, sizes, full = m.fn, m.naive, m.sample, m.sizes, m.sizes[1]
+        matmuls = m.matmuls
+    else:
+        ours, sample, matmuls = case.fn, _sample(case), None
+        naive = case.naive if case.elementwise else jax.vmap(case.naive)
+        sizes, full = SIZES, SIZES[-1]
+    losses = {OURS: ours, NAIVE: naive, **others}
+    return Work(case.function, family, case, losses, sample, sizes, full, matmuls)
+
+
+def _sample(case: Case):
+    def sample(rng, size):
+        if case.elementwise:
+            return case.random(rng, size)
+        return case.random(rng, size // CLASSES, size=CLASSES)
+
+    return sample
