@@ -6,6 +6,7 @@ that is not installed is left out. Functions of torch take its tensors.
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -84,7 +85,7 @@ def _keras() -> Losses:
 
 
 def _rax() -> Losses:
-    import rax
+    rax = import_module("rax")
 
     return {
         "ranking_softmax_loss": lambda x, y: rax.softmax_loss(x, y, reduce_fn=None),
@@ -94,7 +95,7 @@ def _rax() -> Losses:
 
 
 def _tokamax() -> Losses:
-    import tokamax
+    tokamax = import_module("tokamax")
 
     def linear(x, k):
         return tokamax.linear_softmax_cross_entropy_loss(*x, k, reduction="mean")
@@ -103,8 +104,8 @@ def _tokamax() -> Losses:
 
 
 def _torch() -> Losses:
-    import torch
-    import torch.nn.functional as f
+    torch = import_module("torch")
+    f = torch.nn.functional
 
     def plain(name: str, **options: Any):
         loss = getattr(f, name)

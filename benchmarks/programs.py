@@ -1,6 +1,7 @@
 """The programs that are timed: the same work for each library, compiled, and checked equal."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -61,13 +62,12 @@ def step(loss: Program) -> Program:
 MODES = {"forward": forward, "returned": returned, "consumed": consumed, "step": step}
 
 
-def compiled(loss: Program, mode: str, batch: tuple[Any, Any]) -> Program:
-    # Peers need JAX's defaults, not the strict promotion that we work under.
+def compiled(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Compiled:
     return jax.jit(MODES[mode](loss)).lower(*batch).compile()
 
 
 def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], Any]:
-    import torch
+    torch = import_module(TORCH)
 
     def tensor(a):
         a = np.array(a)

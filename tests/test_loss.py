@@ -408,6 +408,7 @@ print("shares add up")
 """
 
 
+@pytest.mark.slow
 def test_shares_of_devices_add_up():
     flags = "--xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

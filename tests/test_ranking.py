@@ -71,6 +71,7 @@ def test_graded_labels():
     close(logistic(scores, labels), sum(k * math.log1p(math.exp(4 - k)) for k in (1, 2, 3)))
 
 
+@pytest.mark.slow
 @PAIRWISE
 def test_only_the_order_of_labels_counts(fn):
     scores, _, weights, *_ = batch(2, 6)
@@ -351,6 +352,7 @@ def test_half_precision_in_many_pairs(half):
     close(logistic(scores, np.arange(600)), 600 * 599 / 2 * math.log(2), 3e-6)
 
 
+@pytest.mark.slow
 @EVERY
 def test_sizes_of_one_and_scalars(fn):
     scores, labels, weights, live, lists = batch(3, 5)

@@ -202,6 +202,7 @@ def test_an_excluded_class_is_a_class_removed(excluded):  # optax: NaN
     np.testing.assert_allclose(tangent, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_excluded_in_some_frames_or_needed():
     x = np.float32(rng().normal(size=(1, 4, 3)))
     x[0, 1, 1] = x[0, 2, 0] = -inf
@@ -264,6 +265,7 @@ def test_a_nan_costs_its_own_sequence():
     assert np.all(np.isfinite(losses[[0, 2]])) and np.all(np.isfinite(gradient[[0, 2]]))
 
 
+@pytest.mark.slow
 def test_paddings_that_are_none():
     x = np.float32(rng().normal(size=(3, 4, 3)))
     labels, frames = np.ones((3, 2), np.int32), np.zeros((3, 4), np.float32)
@@ -317,6 +319,7 @@ def test_dtypes_of_paddings(dtype):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_sizes_of_zero():
     assert ctc(np.zeros((0, 4, 3), np.float32), [], width=2).shape == (0,)
     no_frames = np.zeros((2, 0, 3), np.float32)
@@ -334,6 +337,7 @@ def test_sizes_of_zero():
     assert (loss.shape, blank.shape, label.shape) == ((2,), (0, 2, 1), (0, 2, 0))
 
 
+@pytest.mark.slow
 def test_one_more_axis():
     x, sequences, ends = random_batch()
     many = np.stack([x, x[::-1], 2 * x])

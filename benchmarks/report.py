@@ -1,0 +1,229 @@
+"""A report of a file of results: Markdown, one self-contained page of HTML, and the pictures."""
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from benchmarks import pictures, programs
+from benchmarks.pictures import Data, Rows, geometric_mean, of_mode
+from benchmarks.speed import EQUAL, best_peer
+from benchmarks.works import OURS
+
+README = Path(__file__).parents[1] / "README.md"
+MARKS = "<!-- facts -->\n", "<!-- /facts -->"
+# Slower than this, and a loss is listed as lost.
+LOST = 1.05
+
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color-scheme: light dark; }
+table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #8884; padding: 0.2rem 0.6rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }"""
+
+ABOUT = {
+    "speed": "Bars end at our time relative to the fastest other JAX library of equal result; the "
+    "line at 1 is that library. Losses that no other has have the naive formula's dot only.",
+    "growth": "The dashed line is the limit: to read the inputs once, or the bare matmuls.",
+    "vocabulary": "Compiled from shapes alone.",
+    "memory": "What the compiled program needs beside its inputs and outputs.",
+    "ulps": "Errors at the exact points of the case table, against mpmath, on the condition "
+    "scale that CONTRIBUTING.md defines.",
+    "compile": "Of value and gradient, with cold caches.",
+}
+
+
+def write(data: Data, folder: Path) -> Path:
+    """All of it into the folder; the Markdown's path."""
+    files = pictures.draw(data, folder)
+    text = "\n\n".join(part for part in _parts(data, files) if part) + "\n"
+    path = folder / "README.md"
+    path.write_text(text)
+    (folder / "report.html").write_text(_html(text, folder))
+    return path
+
+
+def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
+    yield f"# Benchmarks on a {data['machine']['device'].upper()}"
+    yield _machine(data)
+    if data.get("speed"):
+        yield "## Speed\n\n" + "\n\n".join(_geometric(data["speed"]))
+        yield _picture(files, "speed")
+        yield _lost(data["speed"])
+        yield _unequal(data["speed"])
+    yield _picture(files, "growth")
+    if data.get("memory"):
+        yield "## Memory"
+        yield _picture(files, "vocabulary")
+        yield _picture(files, "memory")
+        yield _peaks(data.get("peaks", []))
+    if data.get("exactness"):
+        yield "## Exactness"
+        yield _picture(files, "ulps")
+    if data.get("failures"):
+        yield "## What peers get wrong, run live\n\n" + _failures(data["failures"])
+    if data.get("compile"):
+        yield "## Compilation"
+        yield _picture(files, "compile")
+        yield _sizes_of_programs(data["compile"])
+    yield "## All times\n\n" + "\n\n".join(_times(data.get("speed", [])))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _machine(data: Data) -> str:
+    m = data["machine"]
+    packages = ", ".join(f"{k} {v}" for k, v in m["packages"].items())
+    return (
+        f"{m['processor'] or m['device']}, {m['devices']} device(s), {m['cores']} cores; "
+        f"Python {m['python']}; {packages}. Times are medians of runs taken in turn in one "
+        f"process, and ratios are medians of the ratios within a turn; equal work was checked: "
+        f"values and gradients within {EQUAL:g} of the largest entry."
+    )
+
+
+def _picture(files: dict[str, dict[str, Path]], name: str) -> str:
+    if name not in files:
+        return ""
+    light, dark = files[name]["light"].name, files[name]["dark"].name
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{name}" src="{light}"></picture>\n\n{ABOUT[name]}'
+    )
+
+
+def ratios(rows: Rows, mode: str) -> dict[str, float]:
+    """Of each loss that another JAX library has, our time by the fastest one's."""
+    best = {loss: best_peer(of) for loss, of in of_mode(rows, mode).items()}
+    return {loss: row["ours_by_theirs"] for loss, row in best.items() if row}
+
+
+def _geometric(rows: Rows) -> Iterable[str]:
+    lines = []
+    for mode in programs.MODES:
+        of = ratios(rows, mode)
+        if of:
+            faster = sum(r <= 1 for r in of.values())
+            worst = max(of, key=lambda loss: of[loss])
+            lines.append(
+                (mode, len(of), f"{geometric_mean(list(of.values())):.2f}", faster,
+                 f"{of[worst]:.2f} ({worst})")
+            )  # fmt: skip
+    yield table(
+        ("gradient", "losses", "geometric mean of our time / best JAX peer's", "faster", "worst"),
+        lines,
+    )
+
+
+def _lost(rows: Rows) -> str:
+    """Where another library, or the naive formula, is faster."""
+    lines = []
+    for mode in programs.MODES:
+        for loss, of in of_mode(rows, mode).items():
+            for row in of:
+                slower = row.get("ours_by_theirs", 0) > LOST and row["equal"]
+                if slower and row["peer"] not in (OURS, programs.LIMIT):
+                    lines.append((loss, mode, row["peer"], f"{row['ours_by_theirs']:.2f}"))
+    if not lines:
+        return f"Nothing else is faster by more than {LOST - 1:.0%}."
+    lines.sort(key=lambda line: -float(line[-1]))
+    return "### Where we lose\n\n" + table(("loss", "gradient", "to", "our time / theirs"), lines)
+
+
+def _unequal(rows: Rows) -> str:
+    """Results of peers that differ from ours, or that failed: not counted."""
+    lines = {(r["loss"], r["peer"], _difference(r["difference"])) for r in rows if not r["equal"]}
+    if not lines:
+        return ""
+    return "### Not counted, because the results differ from ours\n\n" + table(
+        ("loss", "library", "largest difference, relative"), sorted(lines)
+    )
+
+
+def _difference(difference: float | str) -> str:
+    text = difference if isinstance(difference, str) else f"{difference:.2g}"
+    return text.replace("|", "/")
+
+
+def _times(rows: Rows) -> Iterable[str]:
+    peers = [p for p in pictures.COLOURS if any(r["peer"] == p for r in rows)]
+    for mode in programs.MODES:
+        groups = of_mode(rows, mode)
+        if groups:
+            lines = []
+            for loss, of in groups.items():
+                by_peer = {r["peer"]: r for r in of}
+                lines.append([loss, of[0]["size"], *(_time(by_peer.get(p)) for p in peers)])
+            yield (
+                f"### Gradient {mode}, milliseconds"
+                if mode != "forward"
+                else ("### Value alone, milliseconds")
+            )
+            yield table(["loss", "size", *peers], lines)
+
+
+def _time(row: dict[str, Any] | None) -> str:
+    if row is None or "seconds" not in row:
+        return "" if row is None else "failed"
+    half = (row["high"] - row["low"]) / 2
+    mark = "" if row["equal"] else " (differs)"
+    return f"{1e3 * row['seconds']:.3g} ± {1e3 * half:.1g}{mark}"
+
+
+def _peaks(rows: Rows) -> str:
+    if not rows:
+        return ""
+    losses = list(dict.fromkeys(r["loss"] for r in rows))
+    peers = [p for p in pictures.COLOURS if any(r["peer"] == p for r in rows)]
+    by = {(r["loss"], r["peer"]): r for r in rows}
+
+    def cell(loss: str, peer: str) -> str:
+        row = by.get((loss, peer))
+        return "" if row is None else f"{row['peak'] / 1e6:,.0f}" if "peak" in row else "failed"
+
+    lines = [[loss, *(cell(loss, p) for p in peers)] for loss in losses]
+    return "### Peak of a training step above what was there before it, MB\n\n" + table(
+        ["loss", *peers], lines
+    )
+
+
+def _failures(rows: Rows) -> str:
+    lines = [
+        (r["what"], r["expected"], r["who"], r["got"], "right" if r["right"] else "**wrong**")
+        for r in rows
+    ]
+    return table(("call", "right", "library", "got", ""), lines)
+
+
+def _sizes_of_programs(rows: Rows) -> str:
+    losses = list(dict.fromkeys(r["loss"] for r in rows))
+    peers = [p for p in pictures.COLOURS if any(r["peer"] == p for r in rows)]
+    by = {(r["loss"], r["peer"]): r for r in rows if "instructions" in r}
+
+    def cell(loss: str, peer: str) -> str:
+        row = by.get((loss, peer))
+        return f"{row['instructions']} / {row['fusions']}" if row else ""
+
+    lines = [[loss, *(cell(loss, p) for p in peers)] for loss in losses]
+    return "### Instructions of optimised HLO / fusions\n\n" + table(["loss", *peers], lines)
+
+
+def _html(text: str, folder: Path) -> str:
+    def inlined(match: re.Match[str]) -> str:
+        image = base64.b64encode((folder / match[2]).read_bytes()).decode()
+        return f'{match[1]}="data:image/svg+xml;base64,{image}"'
+
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    body = re.sub(r'(src|srcset)="([\w-]+\.svg)"', inlined, body)
+    title = text.splitlines()[0].lstrip("# ")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style><body>{body}</body></html>\n"
+    )
