@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_or_nan, one_program, relu, times
+from jaxloss._numerics import one_or_nan, one_program, relu, tangent_sum, times
 
 
 def hinge_loss(
@@ -52,7 +52,25 @@ def hinge_loss(
 @one_program
 def _hinge(x, t, where):
     x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, relu(1 - times(t, x)))
+    return _inputs.masked(where, _below_margin(x, t, 1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _below_margin(x: Array, t: Array, margin: float, zero: float = 0.0) -> Array:
+    """`max(0, margin - t * x)`; `zero` is another one, -0, in another pass: see `_binary`."""
+    missing = margin - t * x
+    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
+    return jnp.maximum(missing, zero) + zero / (1.25 * margin + 5 + jnp.abs(missing))
+
+
+@partial(_below_margin.defjvp, symbolic_zeros=True)
+def _below_margin_rule(margin, zero, primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    out = _below_margin(x, t, margin, zero)
+    active = 0.5 - 0.5 * jnp.sign(t * (2 * x) - 2 * margin)
+    return out, tangent_sum(
+        out, (dx, lambda: -t * active * dx), (dt, lambda: -times(active, x) * dt)
+    )
 
 
 def squared_hinge_loss(
@@ -79,18 +97,20 @@ def squared_hinge_loss(
 @one_program
 def _squared_hinge(x, t, where):
     x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, _squared_relu(1 - times(t, x)))
+    return _inputs.masked(where, _squared_below_one(x, t))
 
 
 @jax.custom_jvp
-def _squared_relu(x: Array) -> Array:
-    return relu(x) * relu(x)
+def _squared_below_one(x: Array, t: Array) -> Array:
+    missing = _below_margin(x, t, 1)
+    return missing * missing
 
 
-@_squared_relu.defjvp
-def _squared_relu_rule(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return _squared_relu(x), 2 * relu(x) * dx
+@partial(_squared_below_one.defjvp, symbolic_zeros=True)
+def _squared_below_one_rule(primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    out, slope = _squared_below_one(x, t), -_below_margin(2 * x, t, 2, -0.0)
+    return out, tangent_sum(out, (dx, lambda: slope * t * dx), (dt, lambda: slope * x * dt))
 
 
 def perceptron_loss(
@@ -119,7 +139,7 @@ def perceptron_loss(
 @one_program
 def _perceptron(x, t, where):
     x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, relu(-times(t, x)))
+    return _inputs.masked(where, _below_margin(x, t, 0))
 
 
 def multiclass_hinge_loss(

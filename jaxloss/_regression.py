@@ -3,7 +3,6 @@
 At a kink every derivative is the mean of the one-sided ones: 0 for an exact fit.
 """
 
-import math
 from functools import partial
 
 import jax
@@ -168,11 +167,45 @@ def huber_loss(
 
 @one_program
 def _huber(p, t, delta, where):
-    error, delta = _inputs.error(p, t, where), jnp.broadcast_to(delta, p.shape)
-    inside = absolute(error) <= delta
-    excess = jnp.where(inside, 0, absolute(error) - delta)
-    bounded = jnp.where(inside, error, delta)
-    return _inputs.masked(where, bounded * (0.5 * bounded) + times(delta, excess))
+    p, t = _inputs.mask(where, p, t)
+    return _inputs.masked(where, _huber_of(p, t, jnp.broadcast_to(delta, p.shape)))
+
+
+# Arithmetic, and nothing that value and gradient share, not even the error: see `_binary`.
+
+
+@jax.custom_jvp
+def _huber_of(p: Array, t: Array, delta: Array) -> Array:
+    size = jnp.abs(p - t)
+    bounded = jnp.minimum(size, delta)
+    return bounded * (size - 0.5 * bounded)
+
+
+@partial(_huber_of.defjvp, symbolic_zeros=True)
+def _huber_rule(primals, tangents):
+    (p, t, delta), (dp, dt, d_delta) = primals, tangents
+    out, slope = _huber_of(p, t, delta), -_bounded(t - p, delta)
+    return out, tangent_sum(
+        out,
+        (dp, lambda: slope * dp),
+        (dt, lambda: -slope * dt),
+        (d_delta, lambda: relu(absolute(p - t) - delta) * d_delta),
+    )
+
+
+@jax.custom_jvp
+def _bounded(x: Array, limit: Array) -> Array:
+    """`x` clipped to [-limit, limit], with a derivative of one at the ends."""
+    return 0.25 * jnp.sign(x) * jnp.minimum(4 * jnp.abs(x), 4 * limit)
+
+
+@partial(_bounded.defjvp, symbolic_zeros=True)
+def _bounded_rule(primals, tangents):
+    (x, limit), (dx, d_limit) = primals, tangents
+    out, inside = _bounded(x, limit), (absolute(x) <= limit).astype(x.dtype)
+    return out, tangent_sum(
+        out, (dx, lambda: inside * dx), (d_limit, lambda: (1 - inside) * jnp.sign(x) * d_limit)
+    )
 
 
 def log_cosh(
@@ -205,23 +238,23 @@ def log_cosh(
 
 @one_program
 def _log_cosh(p, t, where):
-    error = _inputs.error(p, t, where)
-    return _inputs.masked(where, _log_cosh_of(error))
+    return _inputs.masked(where, _log_cosh_of(*_inputs.mask(where, p, t)))
 
 
 @jax.custom_jvp
-def _log_cosh_of(x: Array) -> Array:
-    # cosh(x) = 1 + 2 sinh(x / 2)**2, which is good until it overflows.
-    size = jnp.abs(x)
-    sinh = jnp.sinh(0.5 * jnp.where(size < 1, x, 0))
-    far = size - math.log(2) + jnp.log1p(jnp.exp(-2 * size))
-    return jnp.where(size < 1, jnp.log1p(2 * sinh * sinh), far)
+def _log_cosh_of(p: Array, t: Array) -> Array:
+    # cosh(h) = 1 + (1 - r)**2 / (2 r)  with r = exp(-h), and from 16 on it doubles in exp(h).
+    size = jnp.abs(p - t)
+    near = jnp.minimum(size, 16)
+    gap = jnp.expm1(-near)
+    return (size - near) + jnp.log1p(0.5 * gap * gap * jnp.exp(near))
 
 
-@_log_cosh_of.defjvp
+@partial(_log_cosh_of.defjvp, symbolic_zeros=True)
 def _log_cosh_rule(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return _log_cosh_of(x), tanh(x) * dx
+    (p, t), (dp, dt) = primals, tangents
+    out, slope = _log_cosh_of(p, t), -tanh(t - p)
+    return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
 def quantile_loss(
