@@ -3,13 +3,13 @@
 from functools import partial
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_program
-from jaxloss._vectors import unit
+from jaxloss._numerics import one_program, with_gradient
+from jaxloss._vectors import length, scaled, unit
 
 
 def cosine_similarity(
@@ -40,7 +40,7 @@ def cosine_similarity(
         ValueError: shapes do not match, `epsilon` is negative, or `axis` is not one of the
             predictions.
 
-    Vectors of any scale that the dtype holds give the same.
+    Vectors of any scale that the dtype holds give the same; those with an infinite entry NaN.
 
     References:
         Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
@@ -81,12 +81,54 @@ def cosine_distance(
 
 @partial(one_program, static_argnames=("axis", "distance"))
 def _cosine(p, t, live, epsilon, *, axis, distance):
-    a, b = (_floored_unit(_inputs.exclude(live, x, 0), epsilon, axis) for x in (p, t))
-    out = jnp.sum(a * b, axis)
+    p, t = (_inputs.exclude(live, x, 0) for x in (p, t))
+    if epsilon is None:
+        fast = partial(_with_gradient, axis=axis, distance=distance)
+        out = with_gradient(
+            lambda *x: _of_units(*(unit(v, axis) for v in x), axis, distance), fast, axis
+        )(p, t)
+    else:
+        out = _of_units(*(_floored_unit(x, epsilon, axis) for x in (p, t)), axis, distance)
+    return _inputs.live_rows(live, jnp.squeeze(out, axis), axis)
+
+
+def _of_units(a, b, axis, distance):
+    out = jnp.sum(a * b, axis, keepdims=True)
     if distance:
         # Half the squared difference, where the cosine would lose it beside the one.
-        out = jnp.where(out > 0.5, 0.5 * jnp.sum((a - b) ** 2, axis), 1 - out)
-    return _inputs.live_rows(live, out, axis)
+        out = jnp.where(out > 0.5, 0.5 * jnp.sum((a - b) ** 2, axis, keepdims=True), 1 - out)
+    return out
+
+
+def _with_gradient(p, t, *, axis, distance):
+    """Also (b - a <a, b>) / |p|, the derivative of the similarity, of the unit vectors a and b.
+
+    Where they are close, as (b - a) + a (1 - <a, b>).
+    """
+    sizes = length(p, axis), length(t, axis)
+
+    def units(use):
+        return (scaled(x, size, use) for x, size in zip((p, t), sizes, strict=True))
+
+    def total(x):
+        return jnp.sum(x, axis, keepdims=True)
+
+    a, b = units(1)
+    out = cosine = total(a * b) / 16
+    close = jnp.zeros_like(cosine)
+    rest = -cosine
+    if distance:
+        a, b = units(2)
+        apart = total((a - b) ** 2) / 512
+        close = (cosine > 0.5).astype(p.dtype)
+        out = jnp.where(cosine > 0.5, apart, 1 - cosine)
+        rest = jnp.where(cosine > 0.5, apart, -cosine)
+    sign = (-1 if distance else 1) / 64
+    factor, close, rest = lax.optimization_barrier(
+        (sign * sizes[0].inverse * sizes[0].shrink, close, rest)
+    )
+    a, b = units(3)
+    return out, ((b - close * a) + rest * a) * factor
 
 
 def _floored_unit(x, epsilon, axis):

@@ -10,8 +10,20 @@ from jax.typing import ArrayLike
 from jaxloss import _checks, _inputs
 from jaxloss._categorical import softmax_cross_entropy_with_integer_labels
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, one_program, tangent_sum, times
-from jaxloss._softmax import along, complement, log_complement, softmax
+from jaxloss._numerics import finite, one_program, tangent_sum, times, with_gradient
+from jaxloss._softmax import (
+    SoftRow,
+    along,
+    complement,
+    elsewhere,
+    entry,
+    gap_to,
+    log_complement,
+    soft_row,
+    softmax,
+    total,
+    weighted_gradient,
+)
 
 
 def softmax_focal_loss(
@@ -84,13 +96,60 @@ def _softmax_focal(x, y, live, alpha, gamma, *, axis):
     x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
     if alpha is not None:
         y *= alpha
+    exact, fast = partial(_focal, axis=axis), partial(_focal_with_gradient, axis=axis)
+    loss = with_gradient(exact, fast, axis)(x, y, gamma)
+    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+
+
+def _focal(x, y, gamma, *, axis):
     easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
     nll = softmax(x, axis).nll
-    loss = jnp.sum(y * easy * finite(nll), axis)
+    loss = total(y * easy * finite(nll), axis)
     # The value with a label on an excluded class; its derivative is that of the sum.
-    excluded = jnp.any((y > 0) & jnp.isinf(nll), axis)
-    loss += jax.lax.stop_gradient(jnp.where(excluded, jnp.inf, 0))
-    return _inputs.live_rows(live, loss, axis)
+    excluded = jnp.any((y > 0) & jnp.isinf(nll), axis, keepdims=True)
+    return loss + jax.lax.stop_gradient(jnp.where(excluded, jnp.inf, 0))
+
+
+# The losses sum(y * f(p)) have the gradient p * sum(w) - w, with w = -y * p * f'(p), which is
+# not negative. For training their value and gradient are written as arithmetic, anew in each
+# pass over the row, and with constants of its own: see `_softmax`.
+
+
+def _focal_with_gradient(x, y, gamma, *, axis):
+    # f(p) = -(1-p)**gamma * log p  and  -p f'(p) = (1-p)**gamma * (1 + gamma * r),
+    # with r = -p * log(p) / (1-p), which is one where p is.
+    info, row = jnp.finfo(x.dtype), soft_row(x, y, axis)
+    eps, tiny, big = float(info.eps), float(info.tiny), float(info.max)
+    log_all = jnp.log1p(row.tail)
+    at_top = jnp.where(row.tail < tiny, 1, log_all / jnp.maximum(row.tail, tiny))
+    tail, log_all, log_tail, at_top = jax.lax.optimization_barrier(
+        (row.tail, log_all, _log_tail(x, row, axis), at_top)
+    )
+
+    # Too much arithmetic for a pass of a reduction: the weights are written out, once.
+    of = entry(x, row, 0)
+    rest = jnp.maximum(tail + (1 - of.e), tiny)
+    log_q = of.others * jnp.log(rest) + (1 - of.others) * log_tail - log_all
+    easy = jnp.exp(gamma * log_q)
+    r = of.others * (of.e * (jnp.minimum(of.gap, 200) + log_all) / rest)
+    w = y * easy * (1 + gamma * (r + (1 - of.others) * at_top))
+
+    behind = total(jnp.minimum((of.gap + log_all) * eps, big) * (y * easy), axis) / eps
+    behind = jnp.where((row.top == jnp.inf) & (behind > 0), jnp.inf, behind)
+    # The row is 0 without any class, and NaN with a NaN.
+    loss = jnp.where(row.scale == 0, 0, behind) + 0 * row.scale
+    return loss, weighted_gradient(x, lambda _: w, row, axis)
+
+
+def _log_tail(x: Array, row: SoftRow, axis: int) -> Array:
+    """The logarithm of the sum of exp(-gap) over all but a sole largest class."""
+    alone, top = jax.lax.optimization_barrier((row.alone, row.top))
+    others = elsewhere(gap_to(x, alone, 40), 9)
+    second = jnp.min(gap_to(x, top, 41) + 1e30 * (512 - others), axis, keepdims=True)
+    second = jax.lax.optimization_barrier(jnp.minimum(second, 1e30))
+    others = elsewhere(gap_to(x, alone, 42), 10)
+    rest = total(jnp.exp(jnp.minimum(second - gap_to(x, top, 43), 0)) * others, axis)
+    return jnp.maximum(jnp.log(rest / 1024), -1e30) - second
 
 
 def poly_loss_cross_entropy(
@@ -143,8 +202,27 @@ def poly_loss_cross_entropy(
 @partial(one_program, static_argnames="axis")
 def _poly(x, y, live, epsilon, *, axis):
     x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
-    terms = epsilon * complement(x, axis) + softmax(x, axis).nll
-    return _inputs.live_rows(live, jnp.sum(times(y, terms), axis), axis)
+
+    def exact(x, y, epsilon):
+        terms = epsilon * complement(x, axis) + softmax(x, axis).nll
+        return total(times(y, terms), axis)
+
+    fast = partial(_poly_with_gradient, axis=axis)
+    loss = with_gradient(exact, fast, axis)(x, y, epsilon)
+    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+
+
+def _poly_with_gradient(x, y, epsilon, *, axis):
+    # f(p) = -log p + epsilon * (1-p)  and  -p f'(p) = 1 + epsilon * p
+    row = soft_row(x, y, axis)
+    top, tail, scale = jax.lax.optimization_barrier((row.top, row.tail, row.scale))
+    missing = total(y * (tail + (1 - jnp.exp(-gap_to(x, top, 11)))), axis)
+
+    def weights(of):
+        return y + y * ((epsilon * scale) * of.e)
+
+    loss = row.loss + epsilon * scale * missing
+    return loss, weighted_gradient(x, weights, row, axis)
 
 
 def generalized_cross_entropy(

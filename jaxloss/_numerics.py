@@ -53,6 +53,52 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
+def with_gradient(
+    exact: Callable[..., Array], fast: Callable[..., tuple[Array, Array]], axis: int
+) -> Callable[..., Array]:
+    """`exact(x, *others)`, of rows along `axis`, whose value and gradient by `x` are `fast`'s.
+
+    `fast` is for what a training step runs. The derivatives by the other operands, and all of
+    higher order, are those of `exact`.
+    """
+
+    @jax.custom_jvp
+    def loss(x, *others):
+        return both(x, *others)[0]
+
+    @partial(loss.defjvp, symbolic_zeros=True)
+    def _loss_rule(primals, tangents):
+        (x, *others), (v, *moves) = primals, tangents
+        value, gradient = both(x, *others)
+        live = [i for i, move in enumerate(moves) if not isinstance(move, SymbolicZero)]
+
+        def of_others():
+            def f(*some):
+                given = dict(zip(live, some, strict=True))
+                return exact(x, *(given.get(i, other) for i, other in enumerate(others)))
+
+            return jax.jvp(f, [others[i] for i in live], [moves[i] for i in live])[1]
+
+        terms = [(v, lambda: jnp.sum(gradient * v, axis, keepdims=True))]
+        if live:
+            terms.append((moves[live[0]], of_others))
+        return value, tangent_sum(value, *terms)
+
+    @jax.custom_jvp
+    def both(x, *others):
+        return fast(x, *others)
+
+    @both.defjvp
+    def _both_rule(primals, tangents):
+        def slow(x, *others):
+            value, pull = jax.vjp(lambda x: exact(x, *others), x)
+            return value, *pull(jnp.ones_like(value))
+
+        return both(*primals), jax.jvp(slow, primals, tangents)[1]
+
+    return loss
+
+
 def nan_unless(valid: Array, x: Array) -> Array:
     """`x` where valid, else NaN: as 0 / 0, so that `jax_debug_nans` sees no NaN before its time."""
     one = valid.astype(x.dtype)

@@ -223,46 +223,53 @@ def _log_complement_rule(axis, primals, tangents):
 # reduction; the sums of exponentials are then infinite, and the row is made NaN.
 
 
-def _gap(x: Array, largest_logit: Array, use: int) -> Array:
+def gap_to(x: Array, largest_logit: Array, use: int) -> Array:
     """`largest_logit - x`, in [0, inf]; zero at a logit of +inf."""
-    big = largest(x.dtype) * (1 - use / 64)
-    return jnp.clip(largest_logit, -big, big) - jnp.minimum(x, big)
+    return _clipped(largest_logit, use) - jnp.minimum(x, _big(x, use))
 
 
-def _below(gap: Array, use: int) -> Array:
+def _big(x: Array, use: int) -> float:
+    return largest(x.dtype) * (1 - use / 64)
+
+
+def _clipped(largest_logit: Array, use: int) -> Array:
+    return jnp.clip(largest_logit, -_big(largest_logit, use), _big(largest_logit, use))
+
+
+def elsewhere(gap: Array, use: int) -> Array:
     """Zero at the largest logits, `2 ** use` elsewhere."""
     return jnp.minimum(gap * 2.0 ** (100 + use), 2.0**use)
 
 
-class _SoftRow(NamedTuple):
-    largest: Array  # the largest logit
+class SoftRow(NamedTuple):
+    top: Array  # the largest logit
     tail: Array  # sum of exp(-gap) over all classes but one of the largest
     alone: Array  # the largest logit, or something larger if it is not the only one
     scale: Array  # 1 / (1 + tail), 0 without any class, NaN for a row with a NaN
     loss: Array
 
 
-def _soft_row(x: Array, y: Array, axis: ClassAxis) -> _SoftRow:
+def soft_row(x: Array, y: Array, axis: ClassAxis) -> SoftRow:
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
     top = _top(x, axis)
-    gap = _gap(x, top, 1)
-    rest = total(jnp.exp(-gap) * _below(gap, 1), axis) / 2
-    count = classes(x, axis) - total(_below(_gap(x, top, 2), 2), axis) / 4
+    gap = gap_to(x, top, 1)
+    rest = total(jnp.exp(-gap) * elsewhere(gap, 1), axis) / 2
+    count = classes(x, axis) - total(elsewhere(gap_to(x, top, 2), 2), axis) / 4
     tail = rest + jnp.maximum(count - 1, 0)
     # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
-    behind = total(jnp.minimum(_gap(x, top, 3) * eps, big) * y, axis) / eps
+    behind = total(jnp.minimum(gap_to(x, top, 3) * eps, big) * y, axis) / eps
     behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
     sound = rest < jnp.inf
     scale = nan_unless(sound, jnp.where(count > 0, 1 / (1 + tail), 0))
     loss = nan_unless(sound, behind + total(y, axis) * jnp.log1p(tail))
     alone = jnp.where(count > 1, top + jnp.maximum(jnp.abs(top), 1), top)
-    return _SoftRow(top, tail, alone, scale, loss)
+    return SoftRow(top, tail, alone, scale, loss)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def soft_nll(x: Array, y: Array, axis: ClassAxis) -> Array:
     """`-sum(y * log softmax(x))`, for labels `y` that need not sum to one."""
-    return _soft_row(x, y, axis).loss
+    return soft_row(x, y, axis).loss
 
 
 @partial(soft_nll.defjvp, symbolic_zeros=True)
@@ -278,24 +285,47 @@ def _soft_nll_rule(axis, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _soft_nll_and_gradient(x: Array, y: Array, axis: ClassAxis) -> tuple[Array, Array]:
-    row = _soft_row(x, y, axis)
+    row = soft_row(x, y, axis)
     return row.loss, _soft_gradient(x, y, row, axis)
 
 
-def _soft_gradient(x: Array, y: Array, row: _SoftRow, axis: ClassAxis) -> Array:
-    """`softmax(x) * sum(y) - y`, linear in `y`.
+def _soft_gradient(x: Array, y: Array, row: SoftRow, axis: ClassAxis) -> Array:
+    """`softmax(x) * sum(y) - y`, linear in `y`."""
+    return weighted_gradient(x, lambda _: y, row, axis)
 
-    At a sole largest class this is p * (sum of the other labels) - y * (1 - p), with the
+
+class Entry(NamedTuple):
+    """Of each class, what a pass over a row of softmax may need; see below for `use`."""
+
+    use: int
+    gap: Array  # to the largest logit
+    e: Array  # exp(-gap)
+    others: Array  # zero at a sole largest class, `2 ** use` elsewhere
+
+
+def entry(x: Array, row: SoftRow, use: int) -> Entry:
+    gap = gap_to(x, row.top, use)
+    e = jnp.exp(jnp.minimum(x, _big(x, use)) - _clipped(row.top, use))
+    return Entry(use, gap, e, elsewhere(gap_to(x, row.alone, use), use))
+
+
+def weighted_gradient(
+    x: Array, weights: Callable[[Entry], Array], row: SoftRow, axis: ClassAxis
+) -> Array:
+    """`p * sum(w) - w`, with the softmax p, and weights w that are computed anew in each pass.
+
+    At a sole largest class this is p * (sum of the other weights) - w * (1 - p), with the
     1 - p that is tail / (1 + tail).
     """
     # Compute these once a row, not once an element.
-    top, tail, alone, scale = lax.optimization_barrier(row[:4])
-    others = total(y * _below(_gap(x, alone, 4), 4), axis) / 16
-    others, sole = lax.optimization_barrier((32 * others, total(y, axis) - others))
-    below = _below(_gap(x, alone, 5), 5)
-    return (
-        scale / 32 * (jnp.exp(-_gap(x, top, 6)) * (others + below * sole) - y * (32 * tail + below))
-    )
+    row = SoftRow(*lax.optimization_barrier(row))
+    each = entry(x, row, 4)
+    others = total(weights(each) * each.others, axis) / 16
+    sole = total(weights(entry(x, row, 6)), axis) - others
+    others, sole = lax.optimization_barrier((32 * others, sole))
+    each = entry(x, row, 5)
+    of_all = each.e * (others + each.others * sole)
+    return row.scale / 32 * (of_all - weights(each) * (32 * row.tail + each.others))
 
 
 @partial(_soft_nll_and_gradient.defjvp, symbolic_zeros=True)

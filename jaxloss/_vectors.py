@@ -12,50 +12,53 @@ from jaxloss._numerics import largest
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def unit(x: Array, axis: int) -> Array:
-    """`x / |x|`, and zero, with derivatives of zero, for a zero vector; NaN only for NaN."""
-    length = _length(x, axis)
-    # A direction with infinite entries is theirs. Both factors are exact or near one.
-    return _clipped(x) / length.scale * length.inverse
+    """`x / |x|`, and zero, with derivatives of zero, for a zero vector.
+
+    Entries that are NaN or infinite become NaN.
+    """
+    return scaled(x, length(x, axis), 0)
 
 
 @unit.defjvp
 def _unit_rule(axis, primals, tangents):
     # d u = (v - u <u, v>) / |x|
     (x,), (v,) = primals, tangents
-    u, length = unit(x, axis), _length(x, axis)
-    return u, (v - u * _inner(u, v, axis)) / length.scale * length.inverse
+    u, size = unit(x, axis), length(x, axis)
+    return u, (v - u * _inner(u, v, axis)) * size.shrink * size.inverse
 
 
-class _Length(NamedTuple):
-    scale: Array  # a power of two near the largest entry; held constant
-    inverse: Array  # scale / |x|, 0 for a zero vector
+class Length(NamedTuple):
+    shrink: Array  # a power of two, one by about the largest entry; held constant
+    inverse: Array  # 1 / |shrink * x|, 0 for a zero vector
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _length(x: Array, axis: int) -> _Length:
-    # No square that counts over- or underflows once it is divided by the scale, exactly.
-    x = _clipped(x)
+def length(x: Array, axis: int) -> Length:
+    # No square that counts over- or underflows once it is scaled, exactly.
+    info = jnp.finfo(x.dtype)
     top = jnp.minimum(jnp.max(jnp.abs(x), axis, keepdims=True), largest(x.dtype) / 4)
-    scale = lax.reduce_precision(top, jnp.finfo(x.dtype).nexp, 0)
-    scale = jnp.where(scale == 0, 1, scale)
-    # Of a constant XLA makes a factor, and takes those of a square together: they overflow.
-    scaled = lax.optimization_barrier(x / scale)
-    squares = _inner(scaled, scaled, axis)
+    scale = jnp.where(top < float(info.tiny), 1, lax.reduce_precision(top, info.nexp, 0))
+    shrink = lax.optimization_barrier(1 / scale)
+    # Of a constant XLA would make x * x * shrink * shrink, which may be 0 * inf.
+    y = x * shrink
+    squares = _inner(y, y + 1e-30, axis)
     zero = squares == 0
-    return _Length(scale, jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, squares))))
+    inverse = jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, squares)))
+    return Length(shrink, lax.optimization_barrier(inverse))
 
 
-@_length.defjvp
+@length.defjvp
 def _length_rule(axis, primals, tangents):
-    # d (s / |x|) = -(s / |x|) ** 2 * <u, dx> / s
+    # d (1 / |s x|) = -(1 / |s x|) ** 2 * <u, s dx>
     (x,), (dx,) = primals, tangents
-    out = _length(x, axis)
-    slope = _inner(unit(x, axis), dx, axis) / out.scale
-    return out, _Length(jnp.zeros_like(out.scale), -(out.inverse**2) * slope)
+    out = length(x, axis)
+    slope = _inner(unit(x, axis), dx, axis) * out.shrink
+    return out, Length(jnp.zeros_like(out.shrink), -(out.inverse**2) * slope)
 
 
-def _clipped(x: Array) -> Array:
-    return jnp.clip(x, -largest(x.dtype), largest(x.dtype))
+def scaled(x: Array, size: Length, use: int) -> Array:
+    """The unit vector times `4 ** use`: so no two passes share anything, see `_softmax`."""
+    return x * (2.0**use * size.shrink) * (2.0**use * size.inverse)
 
 
 def _inner(a: Array, b: Array, axis: int) -> Array:

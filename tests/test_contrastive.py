@@ -508,10 +508,8 @@ def test_unit():
     zero = np.zeros(3, np.float32)
     for derivative in (of, jacfwd(of), jacrev(of), hessian(of)):
         np.testing.assert_array_equal(derivative(zero), 0)
-    np.testing.assert_allclose(
-        unit(np.float32([np.inf, 1, -np.inf]), 0), [0.5**0.5, 0, -(0.5**0.5)]
-    )
-    assert np.all(np.isnan(unit(np.float32([np.nan, 1, 2]), 0)))
+    for bad in (np.nan, np.inf):
+        assert np.isnan(np.sum(unit(np.float32([bad, 1, 2]), 0)))
     with jax.enable_x64(True):
         x, v, w = np.float64(X[0]), np.float64(X[1]), np.float64(X[2])
         plain = lambda x: jnp.sum(x / jnp.sqrt(jnp.sum(x * x)) * w)
