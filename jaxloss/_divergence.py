@@ -10,7 +10,17 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import defined, finite, nonnegative, one_program, times, xlogy
+from jaxloss._numerics import (
+    defined,
+    finite,
+    largest,
+    nonnegative,
+    one_or_nan,
+    one_program,
+    times,
+    with_gradient,
+    xlogy,
+)
 from jaxloss._softmax import ClassAxis, soft_nll, softmax, total
 
 
@@ -60,10 +70,33 @@ def kl_divergence(
     return _kl(log_p, t, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
-def _kl(log_p, t, live, *, axis):
-    log_p, t = defined(_inputs.exclude(live, log_p, 0)), nonnegative(_inputs.exclude(live, t, 0))
-    return jnp.sum(xlogy(t, t) - times(t, log_p), axis)
+@partial(one_program, static_argnames=("axis", "measures"))
+def _kl(log_p, t, live, *, axis, measures=False):
+    def exact(log_p, t):
+        positive = nonnegative(t)
+        terms = xlogy(positive, positive) - times(positive, defined(log_p))
+        return total(terms + (jnp.exp(log_p) - t) if measures else terms, axis)
+
+    def fast(log_p, t):
+        log_t = jnp.log(t + float(jnp.finfo(t.dtype).tiny))
+        loss = _cross(t, log_t, log_p, axis)
+        slope = -t
+        if measures:
+            loss += total(jnp.exp(log_p) - t, axis)
+            slope += _exp_again(log_p)
+        return loss, slope * one_or_nan(~jnp.isnan(loss), t.dtype)
+
+    log_p, t = _inputs.exclude(live, log_p, -jnp.inf), _inputs.exclude(live, t, 0)
+    return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, t), axis)
+
+
+def _cross(t, log_t, log_p, axis):
+    """`sum(t * (log_t - log_p))`, as arithmetic, where `log_p` may be -inf: see `_softmax`."""
+    # A power of two takes an infinity to a finite number and back: times zero, it is zero.
+    eps, least = float(jnp.finfo(t.dtype).eps), -largest(t.dtype)
+    behind = (log_t * eps) - jnp.maximum(log_p * eps, least)
+    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
+    return total(t * behind + 0 / (1 + jnp.abs(log_p)), axis) / eps
 
 
 def kl_divergence_with_log_targets(
@@ -98,11 +131,24 @@ def kl_divergence_with_log_targets(
     return _kl_of_logs(log_p, log_t, live, axis=axis)
 
 
+def _exp_again(x):
+    """`exp(x)`, not shared with that of the value: XLA's CPU backend would write it out."""
+    return jnp.exp(jnp.minimum(x, 1000))
+
+
 @partial(one_program, static_argnames="axis")
 def _kl_of_logs(log_p, log_t, live, *, axis):
-    log_p, log_t = defined(_inputs.exclude(live, log_p, 0)), _inputs.exclude(live, log_t, -jnp.inf)
-    t = jnp.exp(log_t)
-    return jnp.sum(times(t, log_t) - times(t, log_p), axis)
+    def exact(log_p, log_t):
+        t = jnp.exp(log_t)
+        return total(times(t, log_t) - times(t, defined(log_p)), axis)
+
+    def fast(log_p, log_t):
+        finite_log = jnp.maximum(log_t, -1000)  # Its exponential is zero, and so is the term.
+        loss = _cross(jnp.exp(log_t), finite_log, log_p, axis)
+        return loss, -_exp_again(log_t) * one_or_nan(~jnp.isnan(loss), log_t.dtype)
+
+    log_p, log_t = (_inputs.exclude(live, a, -jnp.inf) for a in (log_p, log_t))
+    return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
 def generalized_kl_divergence(
@@ -129,13 +175,7 @@ def generalized_kl_divergence(
     0.306853
     """
     log_p, t, axis, live = _pair(log_predictions, "targets", targets, axis, where)
-    return _generalized_kl(log_p, t, live, axis=axis)
-
-
-@partial(one_program, static_argnames="axis")
-def _generalized_kl(log_p, t, live, *, axis):
-    mass = jnp.exp(_inputs.exclude(live, log_p, -jnp.inf)) - _inputs.exclude(live, t, 0)
-    return _kl(log_p, t, live, axis=axis) + jnp.sum(mass, axis)
+    return _kl(log_p, t, live, axis=axis, measures=True)
 
 
 def convex_kl_divergence(
