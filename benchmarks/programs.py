@@ -66,14 +66,21 @@ def compiled(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Com
     return jax.jit(MODES[mode](loss)).lower(*batch).compile()
 
 
+def tensor(batch: Any) -> Any:
+    """The arrays as tensors of the same numbers."""
+    import torch
+
+    def one(a):
+        kind = getattr(torch, "int64" if a.dtype == jnp.int32 else a.dtype.name)
+        return torch.from_numpy(np.array(a, np.int64 if kind == torch.int64 else np.float32)).to(kind)
+
+    return jax.tree.map(one, batch)
+
+
 def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], Any]:
     torch = import_module(TORCH)
 
-    def tensor(a):
-        a = np.array(a)
-        return torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a)
-
-    x, y = jax.tree.map(tensor, batch)
+    x, y = tensor(batch)
     leaves = jax.tree.leaves(x)
 
     def program():
@@ -132,8 +139,13 @@ def differences(work: Work, batch: tuple[Any, Any]) -> dict[str, float | str]:
             theirs = _numbers(runner(peer, loss, "returned", batch)())
             out[peer] = max(_difference(a, b) for a, b in zip(ours, theirs, strict=True))
         except Exception as error:  # A peer that fails is a result too.
-            out[peer] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
+            out[peer] = brief(error)
     return out
+
+
+def brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:100] if lines else ''}"
 
 
 def _numbers(result: Any) -> list[np.ndarray]:
