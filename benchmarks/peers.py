@@ -41,11 +41,8 @@ def _optax() -> Losses:
 
 
 def _keras() -> Losses:
-    os.environ.setdefault("KERAS_BACKEND", "jax")
     import keras
 
-    if keras.backend.backend() != "jax":
-        return {}
     f = keras.losses
 
     def swapped(name: str, **options: Any):
@@ -142,6 +139,23 @@ def _torch() -> Losses:
 
 LIBRARIES = {"optax": _optax, "keras": _keras, "rax": _rax, "tokamax": _tokamax, "torch": _torch}
 
+
+
+def installed(who: str) -> bool:
+    """Whether the library is there; "keras, of logits" is one of Keras, and a formula always is."""
+    peer = who.split(",")[0]
+    return peer not in LIBRARIES or module(peer) is not None
+
+
+def module(peer: str) -> Any:
+    """The library, or None where it is not installed."""
+    if find_spec(peer) is None:
+        return None
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    found = import_module(peer)
+    return found if peer != "keras" or found.backend.backend() == "jax" else None
+
+
 for _peer, _losses in LIBRARIES.items():
-    if find_spec(_peer):
+    if installed(_peer):
         _add(_peer, _losses())

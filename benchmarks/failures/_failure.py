@@ -1,0 +1,83 @@
+"""One thing that is computed by us and by others, and what is right."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.programs import brief
+from benchmarks.works import OURS
+
+Loss = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    what: str
+    # Numbers; or the name of an exception; or what `holds` checks, in words.
+    right: Any
+    ours: Callable[[], Any]
+    # By library, or "formula of" one that cannot be installed beside the others.
+    peers: dict[str, Callable[[], Any]]
+    holds: Callable[[np.ndarray], Any] | None = None
+    # Of the largest number that is right; where that is 0, of 1.
+    tolerance: float = 1e-3
+
+    def correct(self, got: np.ndarray | str) -> bool:
+        if isinstance(got, str):
+            return got.startswith(f"{self.right}:")
+        if self.holds is not None:
+            return bool(np.all(self.holds(got)))
+        if isinstance(self.right, str):
+            return False
+        right = np.atleast_1d(np.asarray(self.right, np.float64))
+        sizes = np.abs(right[np.isfinite(right)])
+        within = self.tolerance * (np.max(sizes, initial=0.0) or 1.0)
+        same = got.shape == right.shape
+        return same and np.allclose(got, right, rtol=0, atol=within, equal_nan=True)
+
+
+def compared(
+    what: str,
+    right: Any,
+    quantity: Callable[[Loss], Any],
+    losses: dict[str, Loss],
+    **settings: Any,
+) -> Failure:
+    """The same quantity of the losses, ours among them."""
+    runs = {who: (lambda loss=loss: quantity(loss)) for who, loss in losses.items()}
+    ours = runs.pop(OURS)
+    return Failure(what=what, right=right, ours=ours, peers=runs, **settings)
+
+
+def evaluated(run: Callable[[], Any]) -> np.ndarray | str:
+    """All numbers of the result; or what was raised."""
+    try:
+        leaves = jax.tree.leaves(run())
+    except Exception as error:  # It is what this is about.
+        return brief(error)
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves])
+
+
+def shown(result: Any) -> str:
+    if isinstance(result, str):
+        return result
+    return ", ".join(f"{float(v):.4g}" for v in np.ravel(result))
+
+
+def f32(*values: Any) -> jax.Array:
+    return jnp.array(values, jnp.float32)
+
+
+def summed_slope(loss: Loss, x: Any, y: Any) -> Any:
+    """The gradient of the sum of the losses."""
+    return jax.grad(lambda x: jnp.sum(loss(x, y)))(x)
+
+
+def temporaries(step: Loss, *args: Any) -> int:
+    """MB beside arguments and results; only compiled."""
+    used = jax.jit(step).lower(*args).compile().memory_analysis()
+    return used.temp_size_in_bytes / 1e6
