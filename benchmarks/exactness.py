@@ -71,7 +71,7 @@ def _results(peer: str, loss: Function, quantity: str, case: Case, dtype: str) -
     """In the order of the references."""
     points = list(groups(case, dtype))
     if peer == TORCH:
-        return np.concatenate([_of_torch(loss, quantity, *tensor(p), case) for p in points])
+        return np.concatenate([_of_torch(loss, quantity, *tensor(p)) for p in points])
 
     def one(x, y):
         # A batch of one, of which a mean is the same as a sum.
@@ -82,7 +82,7 @@ def _results(peer: str, loss: Function, quantity: str, case: Case, dtype: str) -
     return np.concatenate([np.asarray(r, np.float64).ravel() for r in results])
 
 
-def _of_torch(loss: Function, quantity: str, x: Any, y: Any, case: Case) -> np.ndarray:
+def _of_torch(loss: Function, quantity: str, x: Any, y: Any) -> np.ndarray:
     import torch
 
     def at(x, y):

@@ -140,7 +140,6 @@ def _torch() -> Losses:
 LIBRARIES = {"optax": _optax, "keras": _keras, "rax": _rax, "tokamax": _tokamax, "torch": _torch}
 
 
-
 def installed(who: str) -> bool:
     """Whether the library is there; "keras, of logits" is one of Keras, and a formula always is."""
     peer = who.split(",")[0]

@@ -72,7 +72,9 @@ def tensor(batch: Any) -> Any:
 
     def one(a):
         kind = getattr(torch, "int64" if a.dtype == jnp.int32 else a.dtype.name)
-        return torch.from_numpy(np.array(a, np.int64 if kind == torch.int64 else np.float32)).to(kind)
+        return torch.from_numpy(np.array(a, np.int64 if kind == torch.int64 else np.float32)).to(
+            kind
+        )
 
     return jax.tree.map(one, batch)
 

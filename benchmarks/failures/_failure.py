@@ -30,7 +30,7 @@ class Failure:
         if isinstance(got, str):
             return got.startswith(f"{self.right}:")
         if self.holds is not None:
-            return bool(np.all(self.holds(got)))
+            return got.size > 0 and bool(np.all(self.holds(got)))
         if isinstance(self.right, str):
             return False
         right = np.atleast_1d(np.asarray(self.right, np.float64))
@@ -65,7 +65,8 @@ def evaluated(run: Callable[[], Any]) -> np.ndarray | str:
 def shown(result: Any) -> str:
     if isinstance(result, str):
         return result
-    return ", ".join(f"{float(v):.4g}" for v in np.ravel(result))
+    numbers = np.ravel(result)
+    return ", ".join(f"{float(v):.4g}" for v in numbers) if numbers.size else "nothing"
 
 
 def f32(*values: Any) -> jax.Array:
@@ -77,7 +78,7 @@ def summed_slope(loss: Loss, x: Any, y: Any) -> Any:
     return jax.grad(lambda x: jnp.sum(loss(x, y)))(x)
 
 
-def temporaries(step: Loss, *args: Any) -> int:
+def temporaries(step: Loss, *args: Any) -> float:
     """MB beside arguments and results; only compiled."""
-    used = jax.jit(step).lower(*args).compile().memory_analysis()
+    used: Any = jax.jit(step).lower(*args).compile().memory_analysis()
     return used.temp_size_in_bytes / 1e6
