@@ -7,6 +7,7 @@ scale, as the tests count it. A result that is not finite where the exact one is
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ def _results(peer: str, loss: Function, quantity: str, case: Case, dtype: str) -
 
 
 def _of_torch(loss: Function, quantity: str, x: Any, y: Any) -> np.ndarray:
-    import torch
+    torch = import_module(TORCH)
 
     def at(x, y):
         def one(x):

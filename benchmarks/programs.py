@@ -68,13 +68,13 @@ def compiled(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Com
 
 def tensor(batch: Any) -> Any:
     """The arrays as tensors of the same numbers."""
-    import torch
+    torch = import_module(TORCH)
 
     def one(a):
-        kind = getattr(torch, "int64" if a.dtype == jnp.int32 else a.dtype.name)
-        return torch.from_numpy(np.array(a, np.int64 if kind == torch.int64 else np.float32)).to(
-            kind
-        )
+        if a.dtype == jnp.int32:
+            return torch.from_numpy(np.array(a, np.int64))
+        # NumPy and torch do not know each other's bfloat16.
+        return torch.from_numpy(np.array(a, np.float32)).to(getattr(torch, a.dtype.name))
 
     return jax.tree.map(one, batch)
 

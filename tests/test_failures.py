@@ -20,7 +20,7 @@ def _long(failure):
 @pytest.mark.parametrize("failure", [_long(f) for f in FAILURES])
 def test_ours_is_right(failure):
     ours = failures.rows([Failure(**{**vars(failure), "peers": {}})])
-    assert [row["correct"] for row in ours] == [True], ours
+    assert [row["right"] for row in ours] == [True], ours
 
 
 def test_every_failure_is_named_once_and_somebody_elses():
@@ -66,14 +66,14 @@ def test_what_a_peer_gets_is_judged(right, got, correct):
     failure = Failure(what="stub", right=right, ours=run, peers={"formula of a stub": run})
     ours, theirs = failures.rows([failure])
     assert (ours["who"], theirs["who"]) == ("jaxloss", "formula of a stub")
-    assert ours["correct"] == theirs["correct"] == correct
+    assert ours["right"] == theirs["right"] == correct
 
 
 def test_words_are_checked():
     def judged(got):
         stub = {"ours": lambda: got, "peers": {}, "holds": np.isfinite}
         (row,) = failures.rows([Failure(what="stub", right="finite", **stub)])
-        return row["correct"]
+        return row["right"]
 
     assert judged(jnp.ones(2)) and not judged(jnp.array([1, NAN]))
     # An array of nothing says nothing.

@@ -1,8 +1,8 @@
 """What others get wrong, run live: a row turns right when its library mends it.
 
-`rows()` has a row for us and for each peer of each failure: `what` is computed, what is `right`
-to within `tolerance`, `who` computed it, what they `got`, and whether that is `correct`.
-A library that is not installed is left out.
+`rows()` has a row for us and for each peer of each failure: `what` is computed, what is `expected`
+to within `tolerance`, `who` computed it, what they `got`, and whether that is `right`. A library
+that is not installed is left out.
 """
 
 import warnings
@@ -30,7 +30,7 @@ def rows(failures: list[Failure] | None = None) -> list[dict[str, Any]]:
 def _rows(failure: Failure) -> list[dict[str, Any]]:
     about = {
         "what": failure.what,
-        "right": shown(failure.right),
+        "expected": shown(failure.right),
         "tolerance": None if failure.holds else failure.tolerance,
     }
     peers = {who: run for who, run in failure.peers.items() if installed(who)}
@@ -44,7 +44,7 @@ def _rows(failure: Failure) -> list[dict[str, Any]]:
         ):
             warnings.simplefilter("ignore")
             got = evaluated(run)
-        out.append({**about, "who": who, "got": shown(got), "correct": failure.correct(got)})
+        out.append({**about, "who": who, "got": shown(got), "right": failure.holds_for(got)})
     return out
 
 

@@ -26,7 +26,7 @@ class Failure:
     # Of the largest number that is right; where that is 0, of 1.
     tolerance: float = 1e-3
 
-    def correct(self, got: np.ndarray | str) -> bool:
+    def holds_for(self, got: np.ndarray | str) -> bool:
         if isinstance(got, str):
             return got.startswith(f"{self.right}:")
         if self.holds is not None:
