@@ -73,9 +73,17 @@ def f32(*values: Any) -> jax.Array:
     return jnp.array(values, jnp.float32)
 
 
+def gradient(f: Loss, x: Any) -> Any:
+    return jax.jit(jax.grad(f))(x)
+
+
+def value_and_gradient(f: Loss, x: Any) -> Any:
+    return jax.jit(jax.value_and_grad(f))(x)
+
+
 def summed_slope(loss: Loss, x: Any, y: Any) -> Any:
     """The gradient of the sum of the losses."""
-    return jax.grad(lambda x: jnp.sum(loss(x, y)))(x)
+    return gradient(lambda x: jnp.sum(loss(x, y)), x)
 
 
 def temporaries(step: Loss, *args: Any) -> float:

@@ -8,7 +8,14 @@ import numpy as np
 import optax
 
 import jaxloss
-from benchmarks.failures._failure import Failure, compared, f32, summed_slope
+from benchmarks.failures._failure import (
+    Failure,
+    compared,
+    f32,
+    gradient,
+    summed_slope,
+    value_and_gradient,
+)
 from benchmarks.peers import module
 from benchmarks.works import OURS
 
@@ -82,7 +89,7 @@ def _class_of_1001(losses):
     """What the label 1001 is read as: the class of which the loss has a gradient below 0."""
     loss = losses.SparseCategoricalCrossentropy(from_logits=True, dtype="bfloat16")
     x, y = jnp.zeros((1, 2000), jnp.bfloat16), jnp.array([1001])
-    return jnp.argmin(jax.grad(lambda x: loss(y, x))(x))
+    return jnp.argmin(gradient(lambda x: loss(y, x), x))
 
 
 def _our_class_of_1001():
@@ -100,13 +107,13 @@ FAILURES: list[Failure] = [
     compared(
         "softmax cross-entropy of logits 20, 0, label 0; gradient",
         (TAIL, -TAIL, TAIL),
-        lambda f: jax.value_and_grad(lambda x: f(x[None], jnp.array([0]))[0])(f32(20, 0)),
+        lambda f: value_and_gradient(lambda x: f(x[None], jnp.array([0]))[0], f32(20, 0)),
         INTEGER,
     ),
     compared(
         "softmax cross-entropy of logits 20, 0, target 1, 0; gradient",
         (TAIL, -TAIL, TAIL),
-        lambda f: jax.value_and_grad(lambda x: f(x[None], f32(1, 0)[None])[0])(f32(20, 0)),
+        lambda f: value_and_gradient(lambda x: f(x[None], f32(1, 0)[None])[0], f32(20, 0)),
         DENSE,
     ),
     compared(
@@ -130,14 +137,14 @@ FAILURES: list[Failure] = [
     compared(
         "softmax cross-entropy of logits -inf, -inf, label 0; gradient",
         (INF, 0.0, 0.0),
-        lambda f: jax.value_and_grad(lambda x: _first(f, x, 0))(f32(-INF, -INF)),
+        lambda f: value_and_gradient(lambda x: _first(f, x, 0), f32(-INF, -INF)),
         INTEGER,
     ),
     *(
         compared(
             f"softmax cross-entropy of three classes, label {label}; gradient",
             (NAN,) * 4,
-            lambda f, k=label: jax.value_and_grad(lambda x: _first(f, x, k))(f32(0.5, 1, 2)),
+            lambda f, k=label: value_and_gradient(lambda x: _first(f, x, k), f32(0.5, 1, 2)),
             INTEGER,
         )
         for label in (-1, 3, -100)
@@ -183,7 +190,7 @@ FAILURES: list[Failure] = [
     compared(
         "softmax cross-entropy, gradient by the target",
         tuple(-np.log(P)),
-        lambda f: jax.grad(lambda y: jnp.sum(f(ONE_TWO_THREE, y)))(f32(0.2, 0.3, 0.5)),
+        lambda f: gradient(lambda y: jnp.sum(f(ONE_TWO_THREE, y)), f32(0.2, 0.3, 0.5)),
         RULES,
     ),
     compared(
@@ -195,7 +202,7 @@ FAILURES: list[Failure] = [
     compared(
         "gradient of the z-loss alone",
         tuple(Z_SLOPE),
-        lambda f: jax.grad(lambda x: f(x, f32(1, 0, 0), Z)[1])(ONE_TWO_THREE),
+        lambda f: gradient(lambda x: f(x, f32(1, 0, 0), Z)[1], ONE_TWO_THREE),
         {OURS: _ours_with_z_loss, T5X: softmax_minus_targets},
     ),
     compared(
