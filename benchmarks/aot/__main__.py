@@ -1,0 +1,3 @@
+from benchmarks.aot import main
+
+main()
