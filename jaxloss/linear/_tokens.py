@@ -145,7 +145,12 @@ def total_and_gradients(
 def in_dtypes(gradients: Sequence[Array | None], like: Sequence[Array]) -> tuple[Array | None, ...]:
     """The one rounding of gradients that were added up in float32."""
     pairs = zip(gradients, like, strict=True)
-    return tuple(None if g is None else g.astype(x.dtype) for g, x in pairs)
+    return tuple(None if g is None else _rounded(g, x.dtype) for g, x in pairs)
+
+
+def _rounded(g: Array, dtype: Any) -> Array:
+    # Without the barrier XLA keeps the wide array instead, until the cotangent is known.
+    return g if g.dtype == dtype else lax.optimization_barrier(g.astype(dtype))
 
 
 def head_gradients(head: Head, g: Array, vocab_first: bool, hidden: bool, weight: bool):
