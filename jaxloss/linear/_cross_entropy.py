@@ -69,7 +69,7 @@ def linear_cross_entropy(
         logit_softcap: c, positive; logits stay in (-c, c), but for -inf.
         class_weights: V weights, at least 0; they multiply the loss and do not normalise it.
         chunk_size: how many tokens ("vocab": classes) to take at once. By default as many as make
-            logits of 64 MiB ("vocab": 32), but not fewer than min(D, 512), for matmuls that stay
+            logits of 64 MiB ("vocab": 32), but not fewer than min(D, 1024), for matmuls that stay
             large.
         implementation: by default "tokens".
 

@@ -15,9 +15,11 @@ from jaxloss.linear._tokens import Head
 AxisName = str | tuple[str, ...] | None
 
 # Logits in one chunk, in bytes of float32. Fewer rows than `_ROWS` (or than the layer has
-# features) would have the matmuls wait for the weight, which each chunk reads anew.
+# features) would have the matmuls wait for the weight and for its gradient, which each chunk
+# reads and writes anew: 8 bytes against 2 * rows flops, where a TPU v5e has 240 flops a byte and
+# an H100 295.
 _BYTES = 64 * 2**20
-_ROWS = 512
+_ROWS = 1024
 
 
 def head(
