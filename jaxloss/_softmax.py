@@ -410,27 +410,58 @@ class _LabelRow(NamedTuple):
 
 
 def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
-    big = largest(x.dtype)
-    largest_logit = _top(x, axis)
-    top = jnp.clip(largest_logit, -big, big)
+    top, tail, unbounded = top_and_tail(x, labels, axis)
     x_label = of_label(x, labels, axis)
-    tail = tail_of_others(x, labels, top, axis)
     gap = jnp.maximum(top - x_label, 0)
     e_label = jnp.exp(-gap)
     rest = beyond_one(tail, e_label)
     # The only sound infinite tail is that of a class of +inf other than the label.
-    sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
+    sound = (tail < jnp.inf) | (unbounded & (x_label < jnp.inf))
     valid = (labels >= 0) & (labels < classes(x, axis)) & sound
     loss = nan_unless(valid, jnp.log1p(rest) + gap)
     # The barrier has these computed once, not in each of their users.
     return _LabelRow(*lax.optimization_barrier((top, tail, e_label, loss)))
 
 
-def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Array:
-    """The sum of `exp(x - top)` over all classes but the label; infinite with a NaN."""
+def top_and_tail(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
+    """The largest logit, clipped to finite numbers; the sum of `exp(x - top)` over all classes
+    but the label, infinite or NaN with a NaN; and whether the largest logit is infinite.
+    """
+    if isinstance(axis, Split):
+        return _in_two_sweeps(x, labels, axis=axis)
+    # On a GPU one look at the logits less. On a TPU the matmul that writes the logits finds their
+    # maximum; on a CPU the two sweeps are faster.
+    one, two = partial(_in_one_sweep, axis=axis), partial(_in_two_sweeps, axis=axis)
+    return lax.platform_dependent(x, labels, cuda=one, default=two)
+
+
+def _in_two_sweeps(x: Array, labels: Array, *, axis: ClassAxis) -> tuple[Array, Array, Array]:
+    largest_logit, big = _top(x, axis), largest(x.dtype)
+    top = jnp.clip(largest_logit, -big, big)
     # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
     bump = _label_bump(x, labels, axis, 128.0) - 4096
-    return total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+    tail = total(jnp.exp(jnp.minimum(x - top, bump)), axis)
+    return top, tail, largest_logit == jnp.inf
+
+
+def _in_one_sweep(x: Array, labels: Array, *, axis: int) -> tuple[Array, Array, Array]:
+    """Each part of a row has a largest logit and a sum relative to it; they are merged in pairs."""
+    big = largest(x.dtype)
+    # How much of exp(x - top) counts: nothing of an excluded class and of the label, and without
+    # bounds a class of +inf, whose top is clipped.
+    index = lax.broadcasted_iota(labels.dtype, x.shape, axis)
+    counts = jnp.where(x == jnp.inf, x, jnp.ones_like(x))
+    counts = jnp.where((index == labels) | (x == -jnp.inf), 0, counts)
+
+    def merge(a, b):
+        top = jnp.maximum(a[0], b[0])
+        below = (jnp.exp(jnp.minimum(part[0], big) - jnp.minimum(top, big)) for part in (a, b))
+        return top, a[1] * next(below) + b[1] * next(below)
+
+    nothing = jnp.asarray(-big, x.dtype), jnp.zeros((), x.dtype)
+    top, tail = lax.reduce((jnp.maximum(x, -big), counts), nothing, merge, (axis,))
+    top, tail = jnp.expand_dims(top, axis), jnp.expand_dims(tail, axis)
+    return jnp.minimum(top, big), tail, top == jnp.inf
 
 
 def beyond_one(tail: Array, e_label: Array) -> Array:

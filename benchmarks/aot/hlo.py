@@ -60,11 +60,6 @@ class Shape:
         bits = int(bits[0]) if isinstance(bits, re.Match) else bits or 0
         return self.size * max(bits, 1) // 8 if bits else 0
 
-    @property
-    def moved(self) -> int:
-        """Its bytes, if it lies in main memory."""
-        return 0 if self.on_chip else self.bytes
-
 
 @dataclass(frozen=True)
 class Instruction:
@@ -115,9 +110,14 @@ class Collective:
 
 
 class Program:
-    """An optimised HLO module, from the text of a compiled program."""
+    """An optimised HLO module, from the text of a compiled program.
 
-    def __init__(self, text: str) -> None:
+    With `on_chip`, arrays in on-chip memory count as those in main memory do: where small arrays
+    stand for large ones, which do not fit there.
+    """
+
+    def __init__(self, text: str, on_chip: bool = False) -> None:
+        self.on_chip = on_chip
         self.computations: dict[str, dict[str, Instruction]] = {}
         body: dict[str, Instruction] = {}
         for line in text.splitlines():
@@ -186,11 +186,14 @@ class Program:
         # What a loop over chunks compares its counter with; one run if that is not known.
         return max(numbers, default=1)
 
+    def _moved(self, shape: Shape) -> int:
+        return shape.bytes if self.on_chip or not shape.on_chip else 0
+
     def _kernel(self, body: dict[str, Instruction], i: Instruction, runs: int) -> Kernel:
         inside = [self.computations[c] for c in i.called()] if i.opcode == "fusion" else []
         shapes = [_shape_of(body, name) for name in i.operands]
-        reads = [sum(s.moved for s in of) for of in shapes]
-        writes = [s.moved for s in i.shapes]
+        reads = [sum(map(self._moved, of)) for of in shapes]
+        writes = [self._moved(s) for s in i.shapes]
         for fused in inside:
             reads = [self._read_of(fused, n, whole) for n, whole in enumerate(reads)]
             writes = _written_of(fused, writes)

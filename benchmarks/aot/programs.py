@@ -111,6 +111,10 @@ def _linear(implementation: str) -> Program:
 def _tokamax(implementation: str, name: str) -> Program:
     def make(mesh: Mesh) -> Loss:
         import tokamax
+        from absl import flags
+
+        # It would read the command line.
+        flags.FLAGS([__name__])
 
         def loss(hidden, weight, labels):
             return tokamax.linear_softmax_cross_entropy_loss(
