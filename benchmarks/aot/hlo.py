@@ -90,7 +90,7 @@ class Kernel:
     writes: tuple[int, ...]  # of each result
     flops: int
     matmuls: tuple[int, ...]  # flops of each
-    dtype: str | None  # of what the matmuls multiply
+    dtype: str | None  # of what the matmuls multiply, "f32 exactly" at the highest precision
     transcendentals: int
     cycles: int  # as a TPU's compiler estimates
     # Bytes that it moves, where that is said; else each operand and result once.
@@ -234,7 +234,9 @@ class Program:
                 for inner in fused.values():
                     yield from self._arithmetic(fused, inner)
         elif (flops := _matmul(body, i)) is not None:
-            yield "matmul", flops, _shape_of(body, i.operands[0])[0].dtype
+            exact = "operand_precision={highest" in i.text
+            dtype = _shape_of(body, i.operands[0])[0].dtype
+            yield "matmul", flops, f"{dtype} exactly" if exact else dtype
         elif i.opcode in _TRANSCENDENTAL:
             yield "transcendental", i.size, None
         elif i.opcode in ("reduce", "reduce-window"):
