@@ -1,0 +1,334 @@
+"""What the compilers for accelerators make of the losses; and how it is read.
+
+The tests of programs need the extras `aot-tpu` and `aot-gpu`, and none of the machines.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxloss
+from benchmarks import aot
+from benchmarks.aot import hlo, measure, report, targets
+from benchmarks.aot.programs import CASES, HEADS
+from jaxloss import _softmax
+
+Shape = jax.ShapeDtypeStruct
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """Other libraries do not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def target(name):
+    """The target, if its compiler is installed. Compilers take long to load: one worker each."""
+    extra = "jax_cuda12_plugin" if name == "h100" else "libtpu"
+    group = pytest.mark.xdist_group("aot-gpu" if name == "h100" else "aot-tpu")
+    missing = targets.missing(targets.TARGETS[name]) is not None
+    skip = pytest.mark.skipif(missing, reason=f"{extra} is not installed")
+    return pytest.param(name, marks=[group, skip])
+
+
+def others(name):
+    return pytest.param(*target(name).values, marks=[*target(name).marks, pytest.mark.slow])
+
+
+TARGETS = pytest.mark.parametrize("name", [target("v5e"), target("h100")])
+EVERY_TARGET = pytest.mark.parametrize(
+    "name", [target("v5e"), target("h100"), others("v5p"), others("v6e")]
+)
+
+
+# Models' shapes, at full size: compiling allocates nothing.
+
+
+def head(name, model, implementation):
+    program = next(p for p in CASES[model].programs if p.name == f"jaxloss {implementation}")
+    return measure.row(targets.TARGETS[name], CASES[model], program)
+
+
+def plain_bytes(n, _, v):
+    """The plain program's logits in float32, and their gradient or themselves in bfloat16."""
+    return 6 * n * v
+
+
+@EVERY_TARGET
+@pytest.mark.parametrize(
+    ("model", "implementation", "share"),
+    [
+        ("gemma2_2b", "tokens", 0.25),
+        ("gemma2_2b", "vocab", 0.02),
+        ("gemma2_2b_32k_tokens", "tokens", 0.07),
+    ],
+)
+def test_memory_of_a_large_head(name, model, implementation, share):
+    n, d, v = HEADS[model]
+    row = head(name, model, implementation)
+    assert row["temporary_bytes"] <= share * plain_bytes(n, d, v)
+    # The loss and gradients in bfloat16, up to the tiles of a TPU's layouts.
+    gradients = 2 * (n * d + d * v)
+    assert gradients <= row["output_bytes"] <= 1.001 * gradients + 2**16
+    assert row["matmul_flops"] == 2 * n * d * v * {"tokens": 3, "vocab": 4}[implementation]
+
+
+@TARGETS
+def test_memory_of_the_plain_program(name):
+    """Which is what the shares above are of."""
+    program = next(p for p in CASES["gemma2_2b"].programs if p.name == "naive")
+    row = measure.row(targets.TARGETS[name], CASES["gemma2_2b"], program)
+    plain = plain_bytes(*HEADS["gemma2_2b"])
+    assert plain <= row["temporary_bytes"] <= 1.01 * plain
+
+
+@TARGETS
+def test_tokens_split_over_devices_take_no_more_than_on_one(name):
+    """Nor does the gradient of the weight travel more than once."""
+    case = CASES["gemma2_2b, tokens split over 4"]
+    row = measure.row(targets.TARGETS[name], case, case.programs[0])
+    assert row["temporary_bytes"] <= 0.25 * plain_bytes(*HEADS["gemma2_2b"])
+    assert row["collectives"] == "2 all-reduce"
+
+
+# Chunks of logits, as the GPU's and the TPU's compiler walk through them.
+
+ROWS, FEATURES, CLASSES = 512, 768, 32768
+
+
+def chunks(name):
+    """The kernels of a chunk that touch all of its logits, in bfloat16 or float32."""
+
+    def loss(hidden, weight, labels):
+        return jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=ROWS)
+
+    bf16, n = jnp.bfloat16, 4 * ROWS
+    shapes = Shape((n, FEATURES), bf16), Shape((FEATURES, CLASSES), bf16), Shape((n,), jnp.int32)
+    step = jax.value_and_grad(loss, (0, 1))
+    mesh = targets.mesh(targets.TARGETS[name])
+    program = hlo.Program(targets.compile_for(mesh, step, shapes).as_text(), on_chip=True)
+    logits = {2 * ROWS * CLASSES, 4 * ROWS * CLASSES}
+    return [k for k in program.kernels if k.runs == 4 and logits & {*k.reads, *k.writes}]
+
+
+@pytest.mark.parametrize("name", [target("h100")])
+def test_a_chunk_on_a_gpu_is_three_matmuls_and_two_sweeps(name):
+    """Of a row longer than a block's memory one kernel cannot find the sum and use it."""
+    kernels = chunks(name)
+    logits = 4 * ROWS * CLASSES
+    flops = 2 * ROWS * FEATURES * CLASSES
+    assert [k.matmuls for k in kernels] == [(flops,), (), (), (flops,), (flops,)]
+    first, statistics, gradient, *last = kernels
+    assert logits in first.writes
+    assert logits in statistics.reads and max(statistics.writes) < logits / 64
+    assert logits in gradient.reads and gradient.writes == (logits // 2,)
+    assert all(logits // 2 in k.reads and logits not in k.reads for k in last)
+
+
+@pytest.mark.parametrize("name", [target("v5e")])
+def test_a_chunk_on_a_tpu_is_three_matmuls_and_one_sweep(name):
+    """The first matmul finds the maximum, and the others form the gradient as they read."""
+    kernels = chunks(name)
+    logits = 4 * ROWS * CLASSES
+    flops = 2 * ROWS * FEATURES * CLASSES
+    assert [k.matmuls for k in kernels] == [(flops,), (), (flops,), (flops,)]
+    first, total, *last = kernels
+    assert logits in first.writes
+    assert logits in total.reads and max(total.writes) < logits / 64
+    assert all(logits in k.reads and logits not in k.writes for k in last)
+
+
+# Losses of arrays.
+
+ELEMENTS = ((2**20,), jnp.float32), ((2**20,), jnp.float32)
+SOFT = ((1024, 4096), jnp.float32), ((1024, 4096), jnp.float32)
+LABELS = ((1024, 4096), jnp.float32), ((1024,), jnp.int32)
+
+# How often value and gradient look at arrays of the size of the predictions: on a TPU, a GPU.
+LOOKS = {
+    "sigmoid_binary_cross_entropy": (ELEMENTS, 1, 1),
+    "huber_loss": (ELEMENTS, 1, 1),
+    "hinge_loss": (ELEMENTS, 1, 1),
+    "poisson_nll": (ELEMENTS, 1, 1),
+    "kl_divergence": (SOFT, 1, 1),
+    # The largest logit, the sum, the gradient; a GPU finds the first two at once.
+    "softmax_cross_entropy_with_integer_labels": (LABELS, 3, 2),
+    # And the labels of the other classes, where one class is far ahead.
+    "softmax_cross_entropy": (SOFT, 4, 4),
+}
+
+
+def returned(loss):
+    return jax.value_and_grad(lambda x, y: jnp.mean(loss(x, y)))
+
+
+def consumed(loss):
+    def program(x, y):
+        value, gradient = returned(loss)(x, y)
+        return value, jnp.sum(gradient * gradient)
+
+    return program
+
+
+@TARGETS
+@pytest.mark.parametrize("loss", LOOKS)
+@pytest.mark.parametrize("use", [returned, consumed])
+def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
+    of, on_tpu, on_gpu = LOOKS[loss]
+    if (name, loss, use) == ("h100", "softmax_cross_entropy", consumed):
+        pytest.skip("XLA writes out the gradient before it adds up its squares")
+    mesh = targets.mesh(targets.TARGETS[name])
+    step = use(getattr(jaxloss, loss))
+    compiled = targets.compile_for(mesh, step, [Shape(*s) for s in of])
+    size = 4 * int(np.prod(of[0][0]))
+    program = hlo.Program(compiled.as_text(), on_chip=True)
+    assert len(program.sweeps(size)) <= (on_gpu if name == "h100" else on_tpu)
+    # Nothing of that size but the gradient, were it only one bit for each prediction.
+    assert len(program.written(size // 8)) == (1 if use is returned else 0)
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 64
+
+
+# The softmax that only a GPU runs, on what this machine has.
+
+
+@pytest.mark.parametrize("label", [0, 1, 3])
+def test_one_sweep_finds_what_two_find(label):
+    inf, nan = np.inf, np.nan
+    rows = np.array(
+        [
+            [1, 2, 3, 4], [20, 0, 0, 0], [0, 0, 0, 0], [-inf] * 4, [-inf, 0, -inf, 1],
+            [inf, 0, 1, 2], [inf, inf, 0, 0], [0, -inf, 1, inf], [nan, 0, 1, 2], [nan, inf, 0, 0],
+            [3e38, 1, 0, 0], [-3e38, -inf, -3e38, 0], [1e30, -1e30, 0, 0],
+        ],
+        np.float32,
+    )  # fmt: skip
+    labels = jnp.full((len(rows), 1), label)
+    one = jax.jit(_softmax._in_one_sweep, static_argnames="axis")(rows, labels, axis=1)
+    two = jax.jit(_softmax._in_two_sweeps, static_argnames="axis")(rows, labels, axis=1)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# How the programs are read.
+
+
+def test_reads_a_loop_as_often_as_it_runs():
+    def program(x, w):
+        return lax.scan(lambda sums, row: (sums + jnp.tanh(row @ w), None), jnp.zeros((8, 64)), x)
+
+    compiled = jax.jit(program).lower(jnp.zeros((5, 8, 32)), jnp.zeros((32, 64))).compile()
+    assert hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls)) == 5 * 2 * 8 * 32 * 64
+
+
+TEXT = """HloModule example
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p0: bf16[4,8,16], p1: s32[], p2: f32[4,8]) -> (f32[8], f32[4,8]) {
+  %p0 = bf16[4,8,16]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %row = bf16[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  %flat = bf16[8,16]{1,0} bitcast(%row)
+  %wide = f32[8,16]{1,0} convert(%flat)
+  %exp = f32[8,16]{1,0} exponential(%wide)
+  %start = f32[] constant(0)
+  %sums = f32[8]{0} reduce(%exp, %start), dimensions={1}, to_apply=%add
+  %p2 = f32[4,8]{1,0} parameter(2)
+  %one = f32[1,8]{1,0} bitcast(%sums)
+  %put = f32[4,8]{1,0} dynamic-update-slice(%p2, %one, %p1, %zero)
+  ROOT %both = (f32[8]{0}, f32[4,8]{1,0}) tuple(%sums, %put)
+}
+
+%body (s: (s32[], bf16[4,8,16], f32[4,8])) -> (s32[], bf16[4,8,16], f32[4,8]) {
+  %s = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = bf16[4,8,16]{2,1,0} get-tuple-element(%s), index=1
+  %out = f32[4,8]{1,0} get-tuple-element(%s), index=2
+  %step = s32[] constant(1)
+  %next = s32[] add(%i, %step)
+  %f = (f32[8]{0:T(128)S(1)}, f32[4,8]{1,0}) fusion(%x, %i, %out), kind=kLoop, calls=%fused
+  %new = f32[4,8]{1,0} get-tuple-element(%f), index=1
+  ROOT %t = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) tuple(%next, %x, %new)
+}
+
+%test (s.1: (s32[], bf16[4,8,16], f32[4,8])) -> pred[] {
+  %s.1 = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%s.1), index=0
+  %n = s32[] constant(4)
+  ROOT %lt = pred[] compare(%i.1, %n), direction=LT
+}
+
+ENTRY %main (x.1: bf16[4,8,16], w.1: bf16[8,32]) -> f32[4,32] {
+  %x.1 = bf16[4,8,16]{2,1,0} parameter(0)
+  %w.1 = bf16[8,32]{1,0} parameter(1)
+  %zero.1 = s32[] constant(0)
+  %empty = f32[4,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %init = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) tuple(%zero.1, %x.1, %empty)
+  %loop = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) while(%init), condition=%test, body=%body
+  %rows = f32[4,8]{1,0} get-tuple-element(%loop), index=2
+  %product = f32[4,32]{1,0} convolution(%rows, %w.1), dim_labels=bf_io->bf
+  ROOT %whole = f32[4,32]{1,0} all-reduce(%product), channel_id=1, to_apply=%add
+}
+"""
+
+
+def test_reads_kernels_off_the_text():
+    program = hlo.Program(TEXT)
+    fusion, product, reduced = program.kernels
+    assert fusion.runs == 4
+    # One row of the first operand, one index, and nothing of what is updated in place.
+    assert fusion.reads == (8 * 16 * 2, 4, 0)
+    # The sums stay on the chip; of the other result one row is written.
+    assert fusion.writes == (0, 8 * 4)
+    assert hlo.Program(TEXT, on_chip=True).kernels[0].writes == (8 * 4, 8 * 4)
+    assert (fusion.transcendentals, fusion.flops) == (8 * 16, 8 * 16)
+    assert product.matmuls == (2 * 4 * 32 * 8,)
+    assert product.bytes == 4 * 8 * 4 + 8 * 32 * 2 + 4 * 32 * 4
+    assert reduced.opcode == "all-reduce"
+    assert program.collectives == [hlo.Collective("all-reduce", 1, 4 * 32 * 4)]
+    assert program.total(lambda k: 1) == 6
+    assert not program.opaque
+
+
+# The command.
+
+
+def test_a_missing_compiler_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(targets, "_installed", lambda name: False)
+    for name, extra in (("v5e", "aot-tpu"), ("h100", "aot-gpu")):
+        with pytest.raises(SystemExit):
+            aot.main(["--targets", name, "--cases", "sigmoid_64m"])
+        assert f"pip install 'jaxloss[{extra}]'" in capsys.readouterr().err
+
+
+ROW = {
+    "target": "v5e", "case": "some", "program": "naive", "devices": 1, "fits": False,
+    "temporary_bytes": 5e9,
+}  # fmt: skip
+
+
+def test_what_does_not_fit_is_a_result():
+    message = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (49.35G) exceeds available HBM"
+    assert targets.DoesNotFit(message).needed == 49.35 * 2**30
+    assert "5,000, does not fit" in report.markdown([ROW], {"jax": "1.0"})
+
+
+@pytest.mark.parametrize("name", [target("h100")])
+def test_the_command_writes_rows(name, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    case, only = "vit_classifier", "jaxloss"
+    rows = aot.main(["--targets", name, "--cases", case, "--programs", only, "--json", str(path)])
+    assert json.loads(path.read_text())["rows"] == rows
+    (row,) = rows
+    assert row["kernels"] and row["moved_bytes"] >= row["output_bytes"]
+    assert case in capsys.readouterr().out
