@@ -90,7 +90,7 @@ def test_memory_of_the_plain_program(name):
 @TARGETS
 def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     """Nor does the gradient of the weight travel more than once."""
-    case = CASES["gemma2_2b, tokens split over 4"]
+    case = CASES["gemma2_2b_split_tokens"]
     row = measure.row(targets.TARGETS[name], case, case.programs[0])
     assert row["temporary_bytes"] <= 0.25 * plain_bytes(*HEADS["gemma2_2b"])
     assert row["collectives"] == "2 all-reduce"

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 # The compilers run on the CPU's host; what XLA logs of machines that are not there says nothing.
@@ -27,13 +28,12 @@ __all__ = ["add_arguments", "main", "run", "versions"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    every = {"nargs": "+", "metavar": "NAME"}
-    parser.add_argument("--targets", choices=TARGETS, default=list(TARGETS), **every)
-    parser.add_argument("--cases", choices=CASES, default=list(CASES), **every)
-    parser.add_argument("--programs", help="only programs whose name has one of these", **every)
+    add = partial(parser.add_argument, nargs="+", metavar="NAME")
+    add("--targets", choices=TARGETS, default=list(TARGETS), help=f"of {', '.join(TARGETS)}")
+    add("--cases", choices=CASES, default=list(CASES), help=f"of {'; '.join(CASES)}")
+    add("--programs", help="only programs whose name has one of these")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--picture", type=Path, help="draw temporary memory into this file (PNG)")
-    parser.add_argument("--write", action="store_true", help="put the tables into the docs")
+    parser.add_argument("--write", action="store_true", help="put tables and picture into the docs")
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -66,8 +66,7 @@ def _row(console: Console, target: Target, case: Case, program: Program) -> Row:
     # Other libraries' programs may not compile; that is a result too.
     except Exception as error:
         console.print(f"{target.name}, {case.name}, {program.name}: {error}"[:500], markup=False)
-        about = {"target": target.name, "case": case.name, "program": program.name}
-        return about | {"devices": case.devices, "error": str(error)[:500]}
+        return measure.identity(target, case, program) | {"error": str(error)[:500]}
 
 
 def versions() -> dict[str, str]:
@@ -95,10 +94,6 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     report.show(rows)
     if args.json is not None:
         args.json.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
-    if args.picture is not None:
-        from benchmarks.aot import picture
-
-        picture.draw(rows, args.picture)
     if args.write:
         report.write(rows, versions())
     return rows

@@ -13,14 +13,22 @@ Row = dict[str, Any]
 def row(target: Target, case: Case, program: Program) -> Row:
     """Compile, and read off what the program costs."""
     mesh = targets.mesh(target, sizes=(case.devices,))
-    about = {"target": target.name, "case": case.name, "program": program.name}
-    about["devices"] = case.devices
+    about = identity(target, case, program)
     step, shapes = case.step(program, mesh), case.shapes(mesh)
     try:
         compiled = targets.compile_for(mesh, step, shapes)
     except targets.DoesNotFit as error:
         return about | {"fits": False, "temporary_bytes": error.needed}
     return about | {"fits": True} | figures(target, compiled)
+
+
+def identity(target: Target, case: Case, program: Program) -> Row:
+    return {
+        "target": target.name,
+        "case": case.name,
+        "program": program.name,
+        "devices": case.devices,
+    }
 
 
 def figures(target: Target, compiled: Any) -> Row:

@@ -102,15 +102,15 @@ def _optax_head(optax: Any, _: Any) -> Loss:
     return loss
 
 
-def _linear(implementation: str) -> Program:
+def _linear(implementation: Implementation) -> Program:
     loss = partial(jaxloss.linear_cross_entropy, implementation=implementation)
     only = "tpu" if "tpu" in implementation else None
     return Program(f"jaxloss {implementation}", lambda mesh: loss, only=only)
 
 
-def _tokamax(implementation: str, name: str) -> Program:
+def _tokamax(implementation: Any, name: str) -> Program:
     def make(mesh: Mesh) -> Loss:
-        import tokamax
+        import tokamax  # pyright: ignore[reportMissingImports]
         from absl import flags
 
         # It would read the command line.
@@ -155,7 +155,7 @@ def _split_head(name: str, n: int, d: int, v: int, by: str, devices: int = 4) ->
             for (shape, dtype), spec in zip(of, specs, strict=True)
         )
 
-    def ours(implementation: str, mesh: Mesh) -> Loss:
+    def ours(implementation: Implementation, mesh: Mesh) -> Loss:
         def of_tokens(hidden, weight, labels):
             total = jaxloss.linear_cross_entropy(
                 hidden, weight, labels, reduction="sum", implementation=implementation
@@ -174,7 +174,7 @@ def _split_head(name: str, n: int, d: int, v: int, by: str, devices: int = 4) ->
         # Left to XLA: automatic sharding.
         _naive(naive_head),
     )
-    return Case(f"{name}, {by} split over {devices}", shapes, programs, (0, 1), devices)
+    return Case(f"{name}_split_{by}", shapes, programs, (0, 1), devices)
 
 
 # Losses of what the model returns.

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.aot import picture
 from benchmarks.aot.measure import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
@@ -51,10 +52,15 @@ def _cell(row: Row, name: str) -> str:
     return "" if value is None or value == "" else COLUMNS[name][1](value)
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+# What a terminal has room for.
+SHORT = "temporary_bytes", "output_bytes", "moved_bytes", "roofline_seconds", "kernels"
+
+
+def _columns(rows: Sequence[Row], short: bool = False) -> list[str]:
     """Those of collectives only where there are any."""
     split = any(row["devices"] > 1 for row in rows)
-    return [name for name in COLUMNS if split or not name.startswith("collective")]
+    names = [*SHORT, "collectives"] if short else COLUMNS
+    return [name for name in names if split or not name.startswith("collective")]
 
 
 def by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -66,7 +72,7 @@ def by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def show(rows: Sequence[Row]) -> None:
     for case, some in by_case(rows).items():
-        columns = _columns(some)
+        columns = _columns(some, short=True)
         table = Table("target", "program", *(COLUMNS[c][0] for c in columns), title=case)
         for row in some:
             table.add_row(row["target"], row["program"], *cells(row, columns))
@@ -88,6 +94,8 @@ def markdown(rows: Sequence[Row], versions: dict[str, str]) -> str:
 
 
 def write(rows: Sequence[Row], versions: dict[str, str]) -> None:
+    """Put the tables and the picture into the docs."""
+    picture.draw(rows, PAGE.parent / "images")
     start, end = MARKS
     body = re.escape(start) + ".*" + re.escape(end)
     text = start + markdown(rows, versions) + end
