@@ -410,7 +410,7 @@ class _LabelRow(NamedTuple):
 
 
 def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
-    top, tail, unbounded = top_and_tail(x, labels, axis)
+    top, tail, unbounded = _top_and_tail(x, labels, axis)
     x_label = of_label(x, labels, axis)
     gap = jnp.maximum(top - x_label, 0)
     e_label = jnp.exp(-gap)
@@ -423,9 +423,9 @@ def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
     return _LabelRow(*lax.optimization_barrier((top, tail, e_label, loss)))
 
 
-def top_and_tail(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
-    """The largest logit, clipped to finite numbers; the sum of `exp(x - top)` over all classes
-    but the label, infinite or NaN with a NaN; and whether the largest logit is infinite.
+def _top_and_tail(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
+    """The largest logit, clipped to finite numbers; the tail of the classes but the label; and
+    whether the largest logit is infinite.
     """
     if isinstance(axis, Split):
         return _in_two_sweeps(x, labels, axis=axis)
@@ -438,10 +438,14 @@ def top_and_tail(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array
 def _in_two_sweeps(x: Array, labels: Array, *, axis: ClassAxis) -> tuple[Array, Array, Array]:
     largest_logit, big = _top(x, axis), largest(x.dtype)
     top = jnp.clip(largest_logit, -big, big)
+    return top, tail_of_others(x, labels, top, axis), largest_logit == jnp.inf
+
+
+def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Array:
+    """The sum of `exp(x - top)` over all classes but the label; infinite or NaN with a NaN."""
     # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
     bump = _label_bump(x, labels, axis, 128.0) - 4096
-    tail = total(jnp.exp(jnp.minimum(x - top, bump)), axis)
-    return top, tail, largest_logit == jnp.inf
+    return total(jnp.exp(jnp.minimum(x - top, bump)), axis)
 
 
 def _in_one_sweep(x: Array, labels: Array, *, axis: int) -> tuple[Array, Array, Array]:
@@ -453,10 +457,11 @@ def _in_one_sweep(x: Array, labels: Array, *, axis: int) -> tuple[Array, Array, 
     counts = jnp.where(x == jnp.inf, x, jnp.ones_like(x))
     counts = jnp.where((index == labels) | (x == -jnp.inf), 0, counts)
 
-    def merge(a, b):
-        top = jnp.maximum(a[0], b[0])
-        below = (jnp.exp(jnp.minimum(part[0], big) - jnp.minimum(top, big)) for part in (a, b))
-        return top, a[1] * next(below) + b[1] * next(below)
+    def merge(*parts):
+        top = jnp.maximum(parts[0][0], parts[1][0])
+        finite_top = jnp.minimum(top, big)
+        a, b = (tail * jnp.exp(jnp.minimum(its, big) - finite_top) for its, tail in parts)
+        return top, a + b
 
     nothing = jnp.asarray(-big, x.dtype), jnp.zeros((), x.dtype)
     top, tail = lax.reduce((jnp.maximum(x, -big), counts), nothing, merge, (axis,))

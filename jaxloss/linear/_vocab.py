@@ -22,7 +22,7 @@ from jaxloss._softmax import (
     here,
     of_label,
     others_and_label,
-    top_and_tail,
+    tail_of_others,
 )
 from jaxloss.linear._operands import vocabulary
 from jaxloss.linear._rows import Settings, shaped
@@ -165,7 +165,7 @@ def _statistics(blocks: _Blocks, like: Array) -> _Part:
 
 def _part(x: Array, block: _Block) -> _Part:
     big, eps = largest(x.dtype), float(jnp.finfo(x.dtype).eps)
-    top, tail, _ = top_and_tail(x, block.labels, 1)
+    top = jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
     inside = (block.labels >= 0) & (block.labels < x.shape[1])
     label = jnp.where(inside, of_label(x, block.labels, 1), 0)
     behind, k = jnp.zeros_like(top), jnp.zeros((), x.dtype)
@@ -173,7 +173,7 @@ def _part(x: Array, block: _Block) -> _Part:
         # A power of two takes an infinite gap to a finite number and back: times zero, it is zero.
         gaps = jnp.minimum((top - x) * eps, big)
         behind, k = jnp.sum(gaps * block.k[None], 1, keepdims=True) / eps, jnp.sum(block.k)
-    return _Part(top, tail, label, behind, k)
+    return _Part(top, tail_of_others(x, block.labels, top, 1), label, behind, k)
 
 
 def _relative_to(top: Array, part: _Part) -> _Part:
