@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from benchmarks import aot
@@ -141,6 +143,18 @@ def test_a_chunk_on_a_tpu_is_three_matmuls_and_one_sweep(name):
     assert logits in first.writes
     assert logits in total.reads and max(total.writes) < logits / 64
     assert all(logits in k.reads and logits not in k.writes for k in last)
+
+
+@pytest.mark.parametrize("name", [target("h100")])
+def test_classes_split_over_devices_send_numbers_of_rows(name):
+    """Also where XLA finds how to merge the parts of a row that devices have."""
+    mesh = targets.mesh(targets.TARGETS[name], sizes=(4,))
+    rows, classes = 1024, 32000
+    logits = Shape((rows, classes), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
+    loss = returned(jaxloss.softmax_cross_entropy_with_integer_labels)
+    compiled = targets.compile_for(mesh, loss, [logits, Shape((rows,), jnp.int32)])
+    sent = sum(c.runs * c.bytes for c in hlo.Program(compiled.as_text()).collectives)
+    assert 0 < sent <= 16 * 4 * rows
 
 
 # Losses of arrays.
