@@ -244,7 +244,8 @@ TEXT = """HloModule example
 %add (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
   %b = f32[] parameter(1)
-  ROOT %sum = f32[] add(%a, %b)
+  %c = f32[] exponential(%b)
+  ROOT %sum = f32[] add(%a, %c)
 }
 
 %fused (p0: bf16[4,8,16], p1: s32[], p2: f32[4,8]) -> (f32[8], f32[4,8]) {
@@ -305,7 +306,8 @@ def test_reads_kernels_off_the_text():
     # The sums stay on the chip; of the other result one row is written.
     assert fusion.writes == (0, 8 * 4)
     assert hlo.Program(TEXT, on_chip=True).kernels[0].writes == (8 * 4, 8 * 4)
-    assert (fusion.transcendentals, fusion.flops) == (8 * 16, 8 * 16)
+    # Each element has an exponential of its own and one where it is added to the others.
+    assert (fusion.transcendentals, fusion.flops) == (2 * 8 * 16, 8 * 16)
     assert product.matmuls == (2 * 4 * 32 * 8,)
     assert product.bytes == 4 * 8 * 4 + 8 * 32 * 2 + 4 * 32 * 4
     assert reduced.opcode == "all-reduce"

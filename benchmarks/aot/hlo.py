@@ -240,7 +240,12 @@ class Program:
         elif i.opcode in _TRANSCENDENTAL:
             yield "transcendental", i.size, None
         elif i.opcode in ("reduce", "reduce-window"):
-            yield "flop", sum(s.size for s in _shape_of(body, i.operands[0])), None
+            # Once for each element, what merges two.
+            size = sum(s.size for s in _shape_of(body, i.operands[0]))
+            merge = self.computations[i.called()[0]]
+            for one in merge.values():
+                for kind, n, dtype in self._arithmetic(merge, one):
+                    yield kind, n * size, dtype
         elif i.opcode in _FLOP:
             yield "flop", i.size, None
 

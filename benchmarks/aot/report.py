@@ -27,7 +27,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "temporary_bytes": ("temporary MB", lambda x: _scaled(1e6, 0 if x > 1e7 else 2)(x)),
     "output_bytes": ("output MB", _scaled(1e6)),
     "total_bytes": ("total MB", _scaled(1e6)),
-    "flops": ("Gflop", _scaled(1e9, 1)),
+    "flops": ("Gflop", lambda x: _scaled(1e9, 0 if x > 1e11 else 2)(x)),
     "moved_bytes": ("moved GB", _scaled(1e9, 2)),
     "transcendentals": ("transcend. M", _scaled(1e6)),
     "roofline_seconds": ("roofline ms", _seconds),
