@@ -82,13 +82,16 @@ def cosine_distance(
 @partial(one_program, static_argnames=("axis", "distance"))
 def _cosine(p, t, live, epsilon, *, axis, distance):
     p, t = (_inputs.exclude(live, x, 0) for x in (p, t))
+
+    def exact(p, t):
+        a, b = (_floored_unit(x, epsilon, axis) for x in (p, t))
+        return _of_units(a, b, axis, distance)
+
     if epsilon is None:
         fast = partial(_with_gradient, axis=axis, distance=distance)
-        out = with_gradient(
-            lambda *x: _of_units(*(unit(v, axis) for v in x), axis, distance), fast, axis
-        )(p, t)
+        out = with_gradient(exact, fast, axis)(p, t)
     else:
-        out = _of_units(*(_floored_unit(x, epsilon, axis) for x in (p, t)), axis, distance)
+        out = exact(p, t)
     return _inputs.live_rows(live, jnp.squeeze(out, axis), axis)
 
 
