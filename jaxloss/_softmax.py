@@ -348,7 +348,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
 
 def _label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
-    index = lax.broadcasted_iota(x.dtype, along(x, axis), operator.index(axis))
+    index = lax.broadcasted_iota(jnp.int32, along(x, axis), operator.index(axis)).astype(x.dtype)
     d = unit * index - unit * here(labels, x.shape[axis], axis).astype(x.dtype)
     return d * d
 

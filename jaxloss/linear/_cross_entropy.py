@@ -1,7 +1,8 @@
 """The cross-entropy of a linear layer, without its logits."""
 
+import math
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -11,13 +12,13 @@ from jaxloss import _checks
 from jaxloss._numerics import one_program
 from jaxloss._reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._softmax import everywhere
-from jaxloss.linear import _operands, _rows, _vocab
+from jaxloss.linear import _blocks, _operands, _rows, _vocab
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
-from jaxloss.linear._tokens import Sweep, logits_dtype, logits_of
+from jaxloss.linear._tokens import Head, Sweep, logits_dtype, logits_of
 
-Implementation = Literal["tokens", "vocab", "dense"]
+Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
 
 def linear_cross_entropy(
@@ -71,7 +72,8 @@ def linear_cross_entropy(
         chunk_size: how many tokens ("vocab": classes) to take at once. By default as many as make
             logits of 64 MiB ("vocab": 32), but not fewer than min(D, 1024), for matmuls that stay
             large.
-        implementation: by default "tokens".
+        implementation: by default "tokens"; on a TPU with one core, for a large vocabulary and
+            operands that are not split over devices unless in `shard_map`, "pallas_tpu".
 
             - "tokens": chunks of tokens, three matmuls for value and gradients (two if `hidden`
               or `weight` is not differentiated). Temporary memory, in bytes, at most
@@ -81,6 +83,10 @@ def linear_cross_entropy(
               is written once, in its own dtype. Temporary memory at most 8 * chunk_size * N and
               8 * N * D. Not for reduction "none"; a weight split over devices belongs
               in `shard_map`, with `axis_name`.
+            - "pallas_tpu": TPU kernels, four matmuls, for float32 and bfloat16. Logits never leave
+              the chip. Temporary memory 4 * N * D for hidden in bfloat16, and a few numbers a
+              token. Not for reduction "none", and without chunk_size; operands split over devices
+              belong in `shard_map`. Derivatives beyond the first are those of "tokens".
             - "dense": all logits at once, plainly.
         axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
             and `class_weights` is split; labels are those of the whole vocabulary.
@@ -91,9 +97,10 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: hidden or weight are not floating point, labels not integers, `where` not
-            boolean.
+            boolean; "pallas_tpu" does not take the dtypes.
         ValueError: shapes do not match; an unknown reduction or implementation; a setting out of
-            its range; with `axis_name`, a weight that is not split over it.
+            its range; with `axis_name`, a weight that is not split over it; "pallas_tpu" without a
+            TPU.
 
     Reverse mode by a reduced loss only scales gradients that were formed together with the value;
     by reduction "none" it computes the logits of each chunk once more.
@@ -130,7 +137,7 @@ def linear_cross_entropy(
         head, labels, settings, weights, where,
         vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
         chunk_size=_checks.chunk_size(chunk_size), implementation=implementation or "tokens",
-        axis_name=axis_name,
+        chip=_chip(implementation, reduction, head, here, chunk_size), axis_name=axis_name,
     )  # fmt: skip
 
 
@@ -138,17 +145,33 @@ def _check_implementation(implementation: str | None, reduction: str) -> None:
     names = get_args(Implementation)
     if implementation is not None and implementation not in names:
         raise ValueError(f"implementation must be None or one of {names}, got {implementation!r}")
-    if implementation == "vocab" and reduction == "none":
+    if implementation in ("vocab", "pallas_tpu") and reduction == "none":
         raise ValueError(
-            "implementation='vocab' forms gradients together with one number, so it has no "
-            "reduction='none'; leave implementation out"
+            f"implementation={implementation!r} forms gradients together with one number, so it "
+            "has no reduction='none'; leave implementation out"
         )
+
+
+def _chip(
+    implementation: str | None, reduction: str, head: Head, size: int, chunk_size: int | None
+) -> Any:
+    """The TPU whose kernels are asked for, or are better than the sweep over tokens."""
+    *tokens, features = head.hidden.shape
+    asked, free = implementation == "pallas_tpu", implementation is None and chunk_size is None
+    short = _operands.short_chunks(math.prod(tokens), features, size)
+    if not asked and not (free and short and reduction != "none"):
+        return None
+    # Importing Pallas takes a while.
+    from jaxloss.linear import _pallas_tpu
+
+    return _pallas_tpu.required(head, chunk_size) if asked else _pallas_tpu.preferred(head)
 
 
 @partial(
     one_program,
     static_argnames=(
-        "vocab_first", "reduction", "ignore_index", "chunk_size", "implementation", "axis_name",
+        "vocab_first", "reduction", "ignore_index", "chunk_size", "implementation", "chip",
+        "axis_name",
     ),
 )  # fmt: skip
 def _linear_cross_entropy(head, labels, *settings, reduction, **static):
@@ -158,7 +181,7 @@ def _linear_cross_entropy(head, labels, *settings, reduction, **static):
 
 def _formula(
     head, labels, settings, weights, where,
-    *, vocab_first, reduction, ignore_index, chunk_size, implementation, axis_name, groups,
+    *, vocab_first, reduction, ignore_index, chunk_size, implementation, chip, axis_name, groups,
 ):  # fmt: skip
     shape = labels.shape
     labels, weights, live = _operands.flat(labels, weights, where)
@@ -176,9 +199,16 @@ def _formula(
         losses = reduce_losses(losses, reduction, weights=weights, where=live)
         return losses.reshape(shape) if reduction == "none" else losses
     size = len(labels) // groups, heads[0].hidden.shape[1], here
+    by_blocks = partial(partial, _blocks.total_and_gradients, axis=axis)
     if implementation == "vocab":
-        block = _operands.block_of_classes(chunk_size, *size)
-        fast, chunk_size = partial(_vocab.total_and_gradients, block_size=block, axis=axis), None
+        block, chunk_size = _operands.block_of_classes(chunk_size, *size), None
+        fast = by_blocks(looks=partial(_vocab.Blocks, block_size=block))
+    if chip is not None and len(labels) > 0:
+        from jaxloss.linear import _pallas_tpu
+
+        fast = by_blocks(looks=partial(_pallas_tpu.kernels, chip=chip))
+        if implementation != "pallas_tpu":
+            fast = partial(_pallas_tpu.on_tpu, fast)
     sweep = Sweep(rows, _operands.chunk_of_tokens(chunk_size, *size), vocab_first, fast)
     losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses

@@ -136,3 +136,9 @@ def block_of_classes(size: int | None, n: int, features: int, here: int) -> int:
     if size is not None:
         return min(size, here)
     return min(max(_BYTES // 2 // (4 * max(n, 1)), min(_ROWS, features), 1), here)
+
+
+def short_chunks(n: int, features: int, here: int) -> bool:
+    """Whether there are several chunks, which have as few tokens as the matmuls allow."""
+    chunk = chunk_of_tokens(None, n, features, here)
+    return chunk < n and chunk <= _ROWS

@@ -106,8 +106,7 @@ def _total_and_gradients(sweep: Sweep, wanted: Wanted, *operands: Any) -> tuple[
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _fast(sweep: Sweep, wanted: Wanted, *operands: Any) -> tuple[Array, Wanted]:
     assert sweep.fast is not None
-    total, gradients = sweep.fast(sweep, wanted, *operands)
-    return total, jax.tree.map(lambda w, g: g if w else None, wanted, gradients)
+    return sweep.fast(sweep, wanted, *operands)
 
 
 @_fast.defjvp
