@@ -17,7 +17,7 @@ from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
 from jaxloss._numerics import one_program, ratio, sigmoid, tangent_sum
 from jaxloss._reduce import reduce_losses
-from jaxloss._softmax import along, centred, complement, softmax
+from jaxloss._softmax import along, centred, complement, row, softmax
 
 ClassReduction = Literal["mean", "sum", "none"]
 
@@ -362,7 +362,10 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x, t, live = pixels
     t = _inputs.exclude(live, t, 0)
     if tolerance is None:
-        return outcomes(*_both(_inputs.exclude(live, x, -jnp.inf)), t, axis)
+        # Classes first: each is then a plane of pixels, and a sum over those one of rows.
+        x, t = (jnp.moveaxis(a, -1, 0) for a in (_inputs.exclude(live, x, -jnp.inf), t))
+        sums = _of_logits(x, t, tuple(a + 1 for a in axis))
+        return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
     x = _inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
         _report_sums(x, live, tolerance)
@@ -370,12 +373,45 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     return outcomes(p, 1 - p, t, axis)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
+    """`outcomes` of the softmax, or sigmoid, over the first axis, as one array."""
+    if len(x) == 1:
+        return jnp.stack(outcomes(sigmoid(x), sigmoid(-x), t, axis))
+    # XLA's CPU backend sums up arithmetic in one pass, but writes out what two passes share, if
+    # only a constant: hence the powers of two. At the largest logit 1 - e is exactly zero.
+    gap, tail = row(x, 0)
+    e, scale = jnp.exp(-gap), 1 / (1 + tail)
+    tp = jnp.sum(e * (t * (16 * scale)), axis) / 16
+    fp = jnp.sum(e * ((2 - 2 * t) * (2 * scale)), axis) / 4
+    fn = jnp.sum((8 * tail + (8 - 8 * e)) * (t * (4 * scale)), axis) / 32
+    return jnp.stack([tp, fp, fn])
+
+
+@partial(_of_logits.defjvp, symbolic_zeros=True)
+def _of_logits_rule(axis, primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    out = _of_logits(x, t, axis)
+    p, q = _both(x)
+
+    def by_x():
+        dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
+        tp = jnp.sum(dp * t, axis)
+        return jnp.stack([tp, jnp.sum(dp * (1 - t), axis), -tp])
+
+    def by_t():
+        tp = jnp.sum(p * dt, axis)
+        return jnp.stack([tp, -tp, jnp.sum(q * dt, axis)])
+
+    return out, tangent_sum(out, (dx, by_x), (dt, by_t))
+
+
 @jax.custom_jvp
 def _both(x: Array) -> tuple[Array, Array]:
-    """Probabilities p of the last axis, and 1 - p."""
-    if x.shape[-1] == 1:
+    """Probabilities p of the first axis, and 1 - p."""
+    if len(x) == 1:
         return sigmoid(x), sigmoid(-x)
-    return softmax(x, x.ndim - 1).p, complement(x, x.ndim - 1)
+    return softmax(x, 0).p, complement(x, 0)
 
 
 @_both.defjvp
@@ -383,7 +419,7 @@ def _both_rule(primals, tangents):
     # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
     (x,), (dx,) = primals, tangents
     p, q = _both(x)
-    dp = p * q * dx if x.shape[-1] == 1 else p * centred(p, dx, x.ndim - 1)
+    dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
     return (p, q), (dp, -dp)
 
 
