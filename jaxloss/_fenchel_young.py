@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_program, times
+from jaxloss._numerics import finite, largest, one_program, tangent_sum, times
 
 
 def sparsemax_loss(
@@ -56,23 +56,35 @@ def sparsemax_loss(
 @one_program
 def _binary_sparsemax(x, z, where):
     x, z = _inputs.mask(where, x, z)
-    return _inputs.masked(where, times(1 - z, _sparse_plus(x)) + times(z, _sparse_plus(-x)))
+    return _inputs.masked(where, _sparse_nll(x, z))
 
 
 @jax.custom_jvp
-def _sparse_plus(x: Array) -> Array:
-    return jnp.where(x >= 1, x, _sparse_sigmoid(x) ** 2)
+def _sparse_nll(x: Array, z: Array) -> Array:
+    # f(x) = max(x, 0) + max(1 - |x|, 0)**2 / 4, in arithmetic that shares nothing with the
+    # derivative: see `_binary._bce`, also for the infinities. A NaN is put back by 0 / NaN.
+    eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
+    wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
+    wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * z
+    size = jnp.abs(2 * x)
+    corner = jnp.maximum(2 - size, 0)
+    return corner * corner / 16 - wrong / eps + 0 / (2 + size)
 
 
-@_sparse_plus.defjvp
-def _sparse_plus_rule(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return _sparse_plus(x), _sparse_sigmoid(x) * dx
+@partial(_sparse_nll.defjvp, symbolic_zeros=True)
+def _sparse_nll_rule(primals, tangents):
+    (x, z), (dx, dz) = primals, tangents
+    out = _sparse_nll(x, z)
+    return out, tangent_sum(
+        out,
+        (dx, lambda: ((1 - z) * _sparse_sigmoid(x) - z * _sparse_sigmoid(-x)) * dx),
+        (dz, lambda: -finite(x) * dz),
+    )
 
 
 @jax.custom_jvp
 def _sparse_sigmoid(x: Array) -> Array:
-    return jnp.where(x >= 1, 1, jnp.where(x <= -1, 0, 0.5 + 0.5 * x))
+    return 0.5 + 0.5 * jnp.sign(x) * jnp.minimum(jnp.abs(x), 1)
 
 
 @_sparse_sigmoid.defjvp

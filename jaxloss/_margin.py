@@ -8,12 +8,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxloss import _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_or_nan, one_program, relu, tangent_sum, times
+from jaxloss._numerics import largest, nan_unless, one_or_nan, one_program, relu, tangent_sum, times
+from jaxloss._softmax import label_bump, of_label, total
 
 
 def hinge_loss(
@@ -189,13 +191,48 @@ def multiclass_hinge_loss(
 @partial(one_program, static_argnames=("axis", "margin"))
 def _multiclass_hinge(s, labels, live, *, axis, margin):
     s = _inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    is_label, sound = _inputs.label_mask(s, labels, axis)
-    s *= sound
-    own = jnp.sum(jnp.where(is_label, s, 0), axis, keepdims=True)
-    # What is excluded stays so beside a label that is excluded, too.
-    lead = jnp.where(jnp.isneginf(s), s, s - own) + margin
-    lead = jnp.where(is_label, jnp.where(jnp.isneginf(s), jnp.inf, 0), lead)
-    return _inputs.live_rows(live, jnp.max(lead, axis) * jnp.squeeze(sound, axis), axis)
+    loss = jnp.squeeze(_label_hinge(s, labels, axis, margin), axis)
+    return _inputs.live_rows(live, loss, axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _label_hinge(s: Array, labels: Array, axis: int, margin: float) -> Array:
+    return _label_hinge_row(s, labels, axis, margin)[0]
+
+
+@partial(_label_hinge.defjvp, symbolic_zeros=True)
+def _label_hinge_rule(axis, margin, primals, tangents):
+    # The share of each best class but the label, whose own is minus their sum.
+    (s, labels), (v, _) = primals, tangents
+    loss, best, share, own = _label_hinge_row(s, labels, axis, margin)
+    if isinstance(v, SymbolicZero):
+        return loss, jnp.zeros_like(loss)
+    best, share, own = lax.optimization_barrier((best, share, own))
+    is_label = 8 - jnp.minimum(label_bump(s, labels, axis, 8.0), 8)
+    gradient = share / 4 * _is_best(s, labels, best, axis, 4.0) - own / 8 * is_label
+    return loss, total(lax.stop_gradient(gradient) * v, axis)
+
+
+def _label_hinge_row(s, labels, axis, margin):
+    """The loss, the largest other score, the share of each class of that, and their sum."""
+    # As in `_softmax`, arithmetic instead of selects, with constants of its own in each pass.
+    big = largest(s.dtype)
+    others = jnp.minimum(s, label_bump(s, labels, axis, 2.0) * big - big)
+    best = jnp.max(others, axis, keepdims=True)
+    lead = best - of_label(s, labels, axis) + margin
+    best = jnp.clip(best, -big, big)
+    # The sum also shows a NaN, which some of XLA's CPU reductions drop in a maximum.
+    count = total(_is_best(s, labels, best, axis, 16.0) + 0 / (1 + jnp.abs(s)), axis) / 16
+    sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(count + lead)
+    share = nan_unless(sound, jnp.where(lead < 0, 0, 1 / (count + jnp.where(lead == 0, 1, 0))))
+    return nan_unless(sound, jnp.maximum(lead, 0)), best, share, share * count
+
+
+def _is_best(s, labels, best, axis, unit):
+    """`unit` for the scores, other than the label's, that are `best`, else 0."""
+    bump = jnp.minimum(label_bump(s, labels, axis, unit), unit) - unit / 2
+    others = jnp.minimum(s, bump * (2 / unit * largest(s.dtype)))
+    return unit - jnp.minimum((best - others) * (unit / 256 / float(jnp.finfo(s.dtype).tiny)), unit)
 
 
 def multiclass_perceptron_loss(

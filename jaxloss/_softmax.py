@@ -13,7 +13,7 @@ of all devices.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import NamedTuple
@@ -64,7 +64,7 @@ def _of_groups(segment: Callable[..., Array], x: Array, groups: Array) -> Array:
     return jnp.vectorize(row, signature="(n),(n)->(n)")(x, groups)
 
 
-def _each(x: Array, axis: ClassAxis) -> list[Array] | None:
+def _each(x: Array, axis: ClassAxis) -> Sequence[Array] | None:
     """The classes one by one, where XLA's CPU backend is much faster with them so.
 
     These are few along an axis that is not the last: then rows are computed side by side, as
@@ -367,7 +367,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     return (loss, gradient), (d_loss, d_gradient)
 
 
-def _label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
+def label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
     index = lax.broadcasted_iota(jnp.int32, along(x, axis), operator.index(axis)).astype(x.dtype)
     d = unit * index - unit * here(labels, x.shape[axis], axis).astype(x.dtype)
@@ -409,7 +409,7 @@ def others_and_label(
     """`exp(x - top)`, but `-tail` at the label, for rows of `n` classes in all."""
     # A power of two, other than 128, whose square exceeds one plus any tail.
     unit = float(2 ** max(8, (n.bit_length() + 3) // 2))
-    bump = _label_bump(x, labels, axis, unit) - tail
+    bump = label_bump(x, labels, axis, unit) - tail
     return jnp.minimum(jnp.exp(jnp.minimum(x - top, 0)), bump)
 
 
@@ -465,7 +465,7 @@ def _in_two_sweeps(x: Array, labels: Array, *, axis: ClassAxis) -> tuple[Array, 
 def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Array:
     """The sum of `exp(x - top)` over all classes but the label; infinite or NaN with a NaN."""
     # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
-    bump = _label_bump(x, labels, axis, 128.0) - 4096
+    bump = label_bump(x, labels, axis, 128.0) - 4096
     return total(jnp.exp(jnp.minimum(x - top, bump)), axis)
 
 
