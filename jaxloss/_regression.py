@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 from jaxloss import _checks, _inputs
 from jaxloss._numerics import (
     absolute,
-    nan_unless,
     one_program,
     ratio,
     relu,
@@ -419,12 +418,11 @@ def _squared_log(p, t, where):
 
 @jax.custom_jvp
 def _log_ratio(p: Array, t: Array) -> Array:
-    """`log((1 + p) / (1 + t))`."""
-    relative = (p - t) / (1 + t)
-    near = jnp.abs(relative) < 0.5
-    far = jnp.log((1 + p) / (1 + t))
-    out = jnp.where(near, jnp.log1p(jnp.where(near, relative, 0)), far)
-    return nan_unless((p >= -1) & (t >= -1), out)
+    """`log((1 + p) / (1 + t))`, as that of the larger by the smaller, with its sign."""
+    smaller = 1 + jnp.minimum(p, t)
+    # The root is there for its NaN below zero.
+    relative = jnp.abs(p - t) / smaller + 0 * jnp.sqrt(smaller)
+    return jnp.sign(p - t) * jnp.log1p(relative)
 
 
 @_log_ratio.defjvp
