@@ -14,6 +14,7 @@ from benchmarks.works import OURS
 
 # A change smaller than this is none, whatever the spread.
 LEAST = 0.10
+PAGE = 4096  # bytes, of which one more or less is no change
 
 
 def changes(before: Path, after: Path) -> list[dict[str, Any]]:
@@ -64,8 +65,8 @@ def _sizes(old: dict[str, Any], new: dict[str, Any]):
     a, b = _ours(old.get("memory", [])), _ours(new.get("memory", []))
     for key in a.keys() & b.keys():
         before, after = a[key]["temporary"], b[key]["temporary"]
-        # A page more or less is none.
-        yield _change("temporary bytes", key, before, after, after / max(before, 4096) - 1, 0.0)
+        change = max(after, PAGE) / max(before, PAGE) - 1
+        yield _change("temporary bytes", key, before, after, change, 0.0)
 
 
 def _change(what: str, key: tuple, before: float, after: float, change: float, noise: float):

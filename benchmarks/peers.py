@@ -4,6 +4,7 @@ What a library reduces to a mean, or over the last axis, it may: means are compa
 that is not installed is left out. Functions of torch take its tensors.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -14,13 +15,6 @@ import jax
 import jax.numpy as jnp
 
 Losses = dict[str, Callable[..., Any]]
-
-PEERS: dict[str, Losses] = {}
-
-
-def _add(peer: str, losses: Losses) -> None:
-    for name, loss in losses.items():
-        PEERS.setdefault(name, {})[peer] = loss
 
 
 def _optax() -> Losses:
@@ -92,10 +86,10 @@ def _rax() -> Losses:
 
 
 def _tokamax() -> Losses:
-    tokamax = import_module("tokamax")
+    tokamax = module("tokamax")
 
     def linear(x, k):
-        return tokamax.linear_softmax_cross_entropy_loss(*x, k, reduction="mean")
+        return tokamax.linear_softmax_cross_entropy_loss(x[0], k, x[1], reduction="mean")
 
     return {"linear_cross_entropy": linear}
 
@@ -151,9 +145,17 @@ def module(peer: str) -> Any:
         return None
     os.environ.setdefault("KERAS_BACKEND", "jax")
     found = import_module(peer)
+    if peer == "tokamax":  # It would read the command line.
+        import_module("absl.flags").FLAGS([__name__])
     return found if peer != "keras" or found.backend.backend() == "jax" else None
 
 
-for _peer, _losses in LIBRARIES.items():
-    if installed(_peer):
-        _add(_peer, _losses())
+@functools.cache
+def peers() -> dict[str, Losses]:
+    """By our name, and by the library's."""
+    out: dict[str, Losses] = {}
+    for peer, losses in LIBRARIES.items():
+        if installed(peer):
+            for name, loss in losses().items():
+                out.setdefault(name, {})[peer] = loss
+    return out

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import peers as known_peers
 from tests.cases import FAMILIES, FIRST_ROWS
 from tests.cases._case import Case
 
@@ -31,6 +31,9 @@ class Work:
     sizes: Sequence[int]
     full: int
     matmuls: Callable[[int], Sequence[tuple[int, int, int]]] | None
+
+    def __str__(self) -> str:
+        return self.name
 
     def batch(self, size: int) -> tuple[Any, Any]:
         return jax.tree.map(jnp.asarray, self.sample(np.random.default_rng(0), size))
@@ -55,7 +58,7 @@ def works(losses: Sequence[str] = (), peers: Sequence[str] = ()) -> list[Work]:
 
 def _work(case: Case, family: str, chosen: Sequence[str]) -> Work:
     others = {"optax": case.optax} if case.optax and not case.model else {}
-    others |= PEERS.get(case.function, {})
+    others |= known_peers().get(case.function, {})
     others = {name: f for name, f in others.items() if not chosen or name in chosen}
     if case.model:
         m = case.model

@@ -1,11 +1,21 @@
-"""The facts script runs, compares equal work, and reports every case."""
+"""The benchmarks run, compare equal work, and leave nothing out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import facts
+from benchmarks import compare, memory, peers, pictures, programs, report, results, speed, works
+from benchmarks.works import NAIVE, OURS
+from tests.cases import FIRST_ROWS
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -15,21 +25,156 @@ def defaults():
         yield
 
 
-@pytest.mark.slow
-def test_facts(capsys):
-    rows = facts.main(["--scale", "1024", "--repeats", "1"])
-    assert len(rows) == 7 + 8
-    assert "jaxloss" in capsys.readouterr().out
+def test_quick(tmp_path):
+    """As a newcomer runs it; a page without anything from elsewhere."""
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    data = json.loads(path.read_text())
+    losses = {row["loss"] for row in data["speed"]}
+    assert len(losses) == 3
+    for kind in ("memory", "compile", "exactness"):
+        assert {row["loss"] for row in data[kind]} == losses
+    assert all(row["right"] for row in data["failures"] if row["who"] == OURS)
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert page.count("<img") >= 5 and not re.search(r'(src|href)="(?!data:)', page)
+    # The second run compares with the first: nothing is missing.
+    assert compare.missing(path, path) == []
+    assert all(row["is"] == "same" for row in compare.changes(path, path))
 
 
-@pytest.mark.parametrize("losses, classes", [(facts.BINARY, None), (facts.SOFTMAX, 10)])
-def test_the_programs_compute_the_same(losses, classes):
-    x = jax.random.normal(jax.random.key(0), (64,) if classes is None else (64, classes))
-    y = jnp.arange(64) % (classes or 2)
-    y = y if classes else y.astype(jnp.float32)
-    value, gradient = facts.returned(losses["jaxloss"])(x, y)
-    for f in losses.values():
-        np.testing.assert_allclose(facts.returned(f)(x, y)[0], value, rtol=1e-6)
-        np.testing.assert_allclose(facts.returned(f)(x, y)[1], gradient, rtol=1e-4, atol=1e-8)
-        squares = facts.consumed(f)(x, y)[1]
-        np.testing.assert_allclose(squares, np.sum(np.square(gradient)), rtol=1e-5)
+def test_every_function_is_timed():
+    named = {work.name for work in works.works()}
+    assert named == {case.function for case in FIRST_ROWS}
+    assert peers.peers().keys() <= named
+    for work in works.works():
+        optax_too = work.case.optax is not None and "optax" not in work.losses
+        assert not optax_too, f"{work.name} has optax's function in the table, and not here"
+
+
+def stub(**losses):
+    (work,) = works.works(["squared_error"])
+    return works.Work(
+        **{f: getattr(work, f) for f in work.__dataclass_fields__ if f not in ("losses", "sizes")},
+        losses={k: v for k, v in work.losses.items() if k in (OURS, NAIVE)} | losses,
+        sizes=(256, 512),
+    )
+
+
+def fails(x, y):
+    raise ValueError("not\nhere")
+
+
+def test_a_peer_counts_only_if_it_computes_the_same():
+    work = stub(
+        another=lambda x, y: 2 * (x - y) ** 2,
+        plausible=lambda x, y: jax.lax.stop_gradient((x - y) ** 2),
+        broken=fails,
+        same=lambda x, y: (x - y) * (x - y),
+    )
+    rows = list(speed.rows(work, repeats=1, quick=True))
+    assert [row["peer"] for row in rows] == [*work.losses, programs.LIMIT]
+    equal = {row["peer"]: row["equal"] for row in rows}
+    assert equal == {
+        OURS: True, NAIVE: True, "another": False, "plausible": False, "broken": False,
+        "same": True, programs.LIMIT: True,
+    }  # fmt: skip
+    best = speed.best_peer(rows)
+    assert best is not None and best["peer"] == "same"
+    shown = report._unequal(rows)
+    assert all(name in shown for name in ("another", "plausible", "broken", "ValueError: not"))
+
+
+@pytest.mark.parametrize("mode", programs.MODES)
+@pytest.mark.parametrize("work", works.works(["huber_loss", "linear_cross_entropy"]), ids=str)
+def test_the_programs_compute_the_same(work, mode):
+    if work.name.startswith("linear"):
+        pytest.importorskip("optax")
+    batch = work.batch(work.sizes[0])
+    ours = programs._numbers(programs.runner(OURS, work.losses[OURS], mode, batch)())
+    for peer, loss in work.losses.items():
+        theirs = programs._numbers(programs.runner(peer, loss, mode, batch)())
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.max(np.abs(a)))
+
+
+# What XLA's CPU backend computes in passes over its inputs alone, when the gradient is consumed.
+# An array at full size, a tenth of the speed, is one select or one shared constant away.
+IN_PASSES = [
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_cross_entropy",
+    "poly_loss_cross_entropy",
+    "generalized_cross_entropy",
+    "huber_loss",
+    "log_cosh",
+    "cosine_similarity",
+    "cosine_distance",
+    "hinge_loss",
+    "squared_hinge_loss",
+    "perceptron_loss",
+    "sparsemax_loss",
+    "multiclass_hinge_loss",
+    "multiclass_perceptron_loss",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
+    "generalized_kl_divergence",
+]
+
+
+@pytest.mark.parametrize("work", works.works(IN_PASSES), ids=str)
+def test_no_pass_writes_an_array(work):
+    batch = jax.tree.map(memory._shape, work.batch(2**20))
+    compiled = programs.compiled(work.losses[OURS], "consumed", batch)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * 4 * 2**20
+
+
+def test_the_report_says_where_we_lose():
+    row = {"mode": "consumed", "size": 1, "equal": True, "seconds": 1.0, "family": "f"}
+    rows = [
+        {**row, "loss": loss, "peer": peer, "ours_by_theirs": ratio}
+        for loss, ratio in (("slow_loss", 1.5), ("fast_loss", 0.1))
+        for peer, ratio in ((OURS, 1.0), ("optax", ratio))
+    ]
+    assert "slow_loss" in report._lost(rows) and "fast_loss" not in report._lost(rows)
+    assert report.ratios(rows, "consumed") == {"slow_loss": 1.5, "fast_loss": 0.1}
+    np.testing.assert_allclose(pictures.geometric_mean([1.5, 0.1]), 0.15**0.5)
+
+
+def test_compare_sees_beyond_the_noise(tmp_path):
+    def file(name, ours, temporary, spread=0.05):
+        row = {"loss": "a", "mode": "consumed", "size": 1}
+        times = {OURS: ours, programs.LIMIT: 1.0}
+        half = spread / 2
+        speeds = [
+            {**row, "peer": p, "seconds": t, "low": t * (1 - half), "high": t * (1 + half)}
+            for p, t in times.items()
+        ]
+        sizes = [{**row, "peer": OURS, "temporary": temporary}]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"machine": {}, "speed": speeds, "memory": sizes}))
+        return path
+
+    base = file("base", 2.0, 10**6)
+    for name, args, expected in (
+        ("same", (2.1, 10**6), {"same"}),
+        ("slower", (2.6, 10**6), {"worse", "same"}),
+        ("noisy", (2.6, 10**6, 0.3), {"same"}),
+        ("larger", (2.0, 2 * 10**6), {"worse", "same"}),
+        ("better", (1.0, 10**6), {"better", "same"}),
+    ):
+        assert {row["is"] for row in compare.changes(base, file(name, *args))} == expected, name
+    gone = tmp_path / "gone.json"
+    gone.write_text(json.dumps({"speed": [], "memory": []}))
+    assert len(compare.missing(base, gone)) == 2
+
+
+def test_results_of_another_machine_are_not_mixed(tmp_path):
+    path = tmp_path / "r.json"
+    results.save(path, "speed", [{"a": np.float32(1)}], {})
+    results.save(path, "memory", [{"b": jnp.finfo(jnp.float32).bits}], {})
+    assert set(results.load(path)) == {"machine", "settings", "speed", "memory"}
+    data = results.load(path) | {"machine": {"device": "another"}}
+    path.write_text(json.dumps(data))
+    results.save(path, "memory", [], {})
+    assert set(results.load(path)) == {"machine", "settings", "memory"}

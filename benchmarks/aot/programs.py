@@ -1,6 +1,5 @@
 """What is compiled: losses of models' shapes, by this library, plain JAX and others."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
-from benchmarks.facts import naive_sigmoid, naive_softmax
+from benchmarks import peers
 from jaxloss.linear._cross_entropy import Implementation
+from tests.cases import FIRST_ROWS
+
+TABLE = {case.function: case.naive for case in FIRST_ROWS}
 
 Shape = jax.ShapeDtypeStruct
 Loss = Callable[..., Array]
@@ -52,7 +54,7 @@ class Case:
 
 
 def installed(program: Program) -> bool:
-    return program.needs is None or importlib.util.find_spec(program.needs) is not None
+    return program.needs is None or peers.installed(program.needs)
 
 
 def _mean(loss: Loss) -> Loss:
@@ -110,11 +112,7 @@ def _linear(implementation: Implementation) -> Program:
 
 def _tokamax(implementation: Any, name: str) -> Program:
     def make(mesh: Mesh) -> Loss:
-        import tokamax  # pyright: ignore[reportMissingImports]
-        from absl import flags
-
-        # It would read the command line.
-        flags.FLAGS([__name__])
+        tokamax = peers.module("tokamax")
 
         def loss(hidden, weight, labels):
             return tokamax.linear_softmax_cross_entropy_loss(
@@ -189,7 +187,7 @@ def _softmax(name: str, n: int, classes: int) -> Case:
         name,
         (((n, classes), jnp.float32), ((n,), jnp.int32)),
         _ours(jaxloss.softmax_cross_entropy_with_integer_labels),
-        _naive(naive_softmax),
+        _naive(TABLE["softmax_cross_entropy_with_integer_labels"]),
         _optax(lambda optax, jnp: optax.softmax_cross_entropy_with_integer_labels),
     )
 
@@ -238,7 +236,7 @@ def _elementwise(name: str, n: int) -> Case:
         name,
         (((n,), jnp.float32), ((n,), jnp.float32)),
         _ours(jaxloss.sigmoid_binary_cross_entropy),
-        _naive(naive_sigmoid),
+        _naive(TABLE["sigmoid_binary_cross_entropy"]),
         _optax(lambda optax, jnp: optax.sigmoid_binary_cross_entropy),
     )
 
