@@ -108,7 +108,7 @@ def _with_gradient(p, t, *, axis, distance):
 
     Where they are close, as (b - a) + a (1 - <a, b>).
     """
-    sizes = length(p, axis), length(t, axis)
+    sizes = length(p, axis, 1), length(t, axis, 2)
 
     def units(use):
         return (scaled(x, size, use) for x, size in zip((p, t), sizes, strict=True))

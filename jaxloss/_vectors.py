@@ -32,8 +32,8 @@ class Length(NamedTuple):
     inverse: Array  # 1 / |shrink * x|, 0 for a zero vector
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def length(x: Array, axis: int) -> Length:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def length(x: Array, axis: int, use: int = 1) -> Length:
     # No square that counts over- or underflows once it is scaled, exactly.
     info = jnp.finfo(x.dtype)
     top = jnp.minimum(jnp.max(jnp.abs(x), axis, keepdims=True), largest(x.dtype) / 4)
@@ -41,17 +41,17 @@ def length(x: Array, axis: int) -> Length:
     shrink = lax.optimization_barrier(1 / scale)
     # Of a constant XLA would make x * x * shrink * shrink, which may be 0 * inf.
     y = x * shrink
-    squares = _inner(y, y + 1e-30, axis)
+    squares = _inner(y, y + use * 1e-30, axis)
     zero = squares == 0
     inverse = jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, squares)))
     return Length(shrink, lax.optimization_barrier(inverse))
 
 
 @length.defjvp
-def _length_rule(axis, primals, tangents):
+def _length_rule(axis, use, primals, tangents):
     # d (1 / |s x|) = -(1 / |s x|) ** 2 * <u, s dx>
     (x,), (dx,) = primals, tangents
-    out = length(x, axis)
+    out = length(x, axis, use)
     slope = _inner(unit(x, axis), dx, axis) * out.shrink
     return out, Length(jnp.zeros_like(out.shrink), -(out.inverse**2) * slope)
 

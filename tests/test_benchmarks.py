@@ -124,9 +124,9 @@ IN_PASSES = [
 
 @pytest.mark.parametrize("work", works.works(IN_PASSES), ids=str)
 def test_no_pass_writes_an_array(work):
-    batch = jax.tree.map(memory._shape, work.batch(2**20))
+    batch = jax.tree.map(memory._shape, work.batch(work.full))
     compiled = programs.compiled(work.losses[OURS], "consumed", batch)
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * 4 * 2**20
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * 4 * work.full
 
 
 def test_the_report_says_where_we_lose():

@@ -30,7 +30,7 @@ LEAST = 1e6
 
 
 def memory(rows: Sequence[Row]) -> Figure:
-    """Grouped bars for each target; the number over a bar is in MB."""
+    """Grouped bars for each target; the number over a bar is in GB."""
     by_case = {case: [r for r in rows if r["case"] == case] for case in PANELS}
     by_case = {case: some for case, some in by_case.items() if some}
     figure, panels = _figure(10, 1.2 + 2.9 * len(by_case), nrows=len(by_case), squeeze=False)
@@ -58,13 +58,13 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         bars = axes.bar(
             x, np.maximum(values, LEAST), width * 0.9, color=colour, alpha=alpha, label=program
         )
-        shown = [f"{v / 1e6:,.0f}" for v in values]
-        axes.bar_label(bars, shown, fontsize=7, padding=2)
+        shown = [f"{v / 1e9:.{3 if v >= 1e10 else 2}g}" if v >= LEAST else "0" for v in values]
+        axes.bar_label(bars, shown, fontsize=8, padding=2)
     axes.set_yscale("log")
     axes.set_ylim(LEAST, 6e10)
     axes.yaxis.set_major_locator(LogLocator(10))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:,.0f}"))
-    axes.set_ylabel("temporary memory, MB")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e9:g}"))
+    axes.set_ylabel("temporary memory, GB")
     axes.set_xticks(range(len(targets)), targets)
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
