@@ -26,20 +26,13 @@ CURVE = "linear_cross_entropy"
 Measure = Callable[[Work, argparse.Namespace], Iterable[results.Row]]
 
 
-def _of_all(work: Work, args: argparse.Namespace) -> Iterable[results.Row]:
-    return speed.rows(work, repeats=args.repeats, quick=args.quick)
-
-
 def _only(names: Sequence[str], measure: Measure) -> Measure:
     return lambda work, args: measure(work, args) if work.name in names else ()
 
 
 # The kinds of rows of each command, and what yields them for one loss.
 MEASURES: dict[str, dict[str, Measure]] = {
-    "speed": {
-        "speed": _of_all,
-        "growth": lambda w, a: () if a.quick else speed.growth(w, repeats=a.repeats),
-    },
+    "speed": {"speed": lambda w, a: speed.rows(w, repeats=a.repeats, quick=a.quick)},
     "memory": {
         "memory": lambda w, a: memory.rows(w, quick=a.quick),
         "vocabulary": _only([CURVE], lambda w, a: memory.vocabulary(w, quick=a.quick)),

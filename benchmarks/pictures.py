@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.programs import LIMIT, TORCH
-from benchmarks.speed import best_peer
+from benchmarks.speed import GROWN, best_peer
 from benchmarks.works import NAIVE, OURS
 
 Rows = list[dict[str, Any]]
@@ -86,9 +86,10 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
 
 def of_mode(rows: Rows, mode: str) -> dict[str, Rows]:
     """Rows of that mode, at the size timed in full, by loss."""
+    full = {row["loss"]: row["size"] for row in rows if row["mode"] != GROWN}
     by_loss: dict[str, Rows] = {}
     for row in rows:
-        if row["mode"] == mode:
+        if row["mode"] == mode and row["size"] == full.get(row["loss"], row["size"]):
             by_loss.setdefault(row["loss"], []).append(row)
     return by_loss
 
@@ -153,9 +154,9 @@ def _ratio_axis(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def growth(rows: Rows, speeds: Rows) -> Figure:
-    """Nanoseconds a number of the predictions against the size of the batch."""
-    rows = [*rows, *(r for r in speeds if r["mode"] == "consumed")]
+def growth(rows: Rows) -> Figure:
+    """Microseconds against the size of the batch."""
+    rows = [r for r in rows if r["mode"] == GROWN]
     names = list(dict.fromkeys(r["loss"] for r in rows))
     columns = 6
     lines = -(-len(names) // columns)
@@ -296,7 +297,7 @@ def compilation(rows: Rows) -> Figure:
 # By name: the kinds of rows that it needs, and what draws it.
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "speed": (("speed",), speed),
-    "growth": (("growth", "speed"), growth),
+    "growth": (("speed",), growth),
     "vocabulary": (("vocabulary",), vocabulary),
     "memory": (("memory",), memory),
     "ulps": (("exactness",), ulps),

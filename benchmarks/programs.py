@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.works import OURS, Work
 
 Program = Callable[..., Any]
+Run = Callable[[], Any]
 
 RATE = 0.1
 TORCH = "torch"
@@ -79,7 +80,7 @@ def tensor(batch: Any) -> Any:
     return jax.tree.map(one, batch)
 
 
-def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], Any]:
+def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
     torch = import_module(TORCH)
 
     x, y = tensor(batch)
@@ -103,7 +104,7 @@ def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], A
     return program
 
 
-def runner(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], Any]:
+def runner(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
     """What runs it once, and returns when it is done."""
     if peer == TORCH:
         return of_torch(loss, mode, batch)
@@ -111,7 +112,7 @@ def runner(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Calla
     return lambda: jax.block_until_ready(program(*batch))
 
 
-def limit(work: Work, size: int, mode: str, batch: tuple[Any, Any]) -> Callable[[], Any]:
+def limit(work: Work, size: int, mode: str, batch: tuple[Any, Any]) -> Run:
     """What cannot be saved: the matmuls; or to read what there is and write the gradient."""
     if work.matmuls is not None:
         shapes = work.matmuls(size)
@@ -132,14 +133,19 @@ def limit(work: Work, size: int, mode: str, batch: tuple[Any, Any]) -> Callable[
     return lambda: jax.block_until_ready(program(*leaves))
 
 
-def differences(work: Work, batch: tuple[Any, Any]) -> dict[str, float | str]:
+def differences(runs: dict[str, Run | Exception]) -> dict[str, float | str]:
     """How far each one's value and gradient are from ours, relative to the largest entry."""
-    ours = _numbers(runner(OURS, work.losses[OURS], "returned", batch)())
+    ours = runs[OURS]
+    if isinstance(ours, Exception):
+        raise ours
+    expected = _numbers(ours())
     out: dict[str, float | str] = {}
-    for peer, loss in work.losses.items():
+    for peer, run in runs.items():
         try:
-            theirs = _numbers(runner(peer, loss, "returned", batch)())
-            out[peer] = max(_difference(a, b) for a, b in zip(ours, theirs, strict=True))
+            if isinstance(run, Exception):
+                raise run
+            got = _numbers(run())
+            out[peer] = max(_difference(a, b) for a, b in zip(expected, got, strict=True))
         except Exception as error:  # A peer that fails is a result too.
             out[peer] = brief(error)
     return out

@@ -18,31 +18,45 @@ from benchmarks.works import NAIVE, OURS, Work
 # Of a gradient, by its largest entry: sums in another order differ by less.
 EQUAL = 1e-3
 SHORTEST = 2e-3  # seconds of one timed run, which repeats the program until then
+LONG = 0.5  # seconds from which on a run needs no other before it
+LONGEST = 5.0  # seconds from which on three turns are enough
+# The mode whose results are compared, and the mode that is timed at every size.
+CHECKED, GROWN = "returned", "consumed"
 
 
 def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """Every mode at one size, and the other sizes with the gradient consumed."""
     size = work.sizes[0] if quick else work.full
-    modes = ["consumed"] if quick else list(programs.MODES)
     batch = work.batch(size)
-    apart = programs.differences(work, batch)
-    for mode in modes:
-        yield from _timed(work, size, mode, batch, apart, repeats)
-
-
-def growth(work: Work, *, repeats: int) -> Iterator[dict[str, Any]]:
-    """The other sizes, with the gradient consumed."""
+    compared = runners(work, CHECKED, batch)
+    apart = programs.differences(compared)
+    for mode in [GROWN] if quick else programs.MODES:
+        runs = compared if mode == CHECKED else runners(work, mode, batch, apart)
+        yield from _timed(work, size, mode, batch, runs, apart, repeats)
     for size in work.sizes:
-        if size != work.full:
+        if size != work.full and not quick:
             batch = work.batch(size)
-            apart = programs.differences(work, batch)
-            yield from _timed(work, size, "consumed", batch, apart, repeats)
+            runs = runners(work, GROWN, batch, apart)
+            yield from _timed(work, size, GROWN, batch, runs, apart, repeats)
 
 
-def _timed(work, size, mode, batch, apart, repeats) -> Iterator[dict[str, Any]]:
-    runs: dict[str, Callable[[], Any]] = {}
+def runners(
+    work: Work, mode: str, batch: tuple[Any, Any], apart: dict[str, float | str] | None = None
+) -> dict[str, programs.Run | Exception]:
+    """Each library's program, or why it has none; not of those that failed before."""
+    out: dict[str, programs.Run | Exception] = {}
     for peer, loss in work.losses.items():
-        if not isinstance(apart[peer], str):
-            runs[peer] = programs.runner(peer, loss, mode, batch)
+        if apart is None or not isinstance(apart[peer], str):
+            try:
+                out[peer] = programs.runner(peer, loss, mode, batch)
+            except Exception as error:  # A peer that fails is a result too.
+                out[peer] = error
+    return out
+
+
+def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[dict[str, Any]]:
+    runs = {peer: run for peer, run in runs.items() if not isinstance(run, Exception)}
+    runs = {peer: run for peer, run in runs.items() if not isinstance(apart[peer], str)}
     runs[programs.LIMIT] = programs.limit(work, size, mode, batch)
     seconds = interleaved(runs, repeats)
     about = {"loss": work.name, "family": work.family, "mode": mode, "size": size}
@@ -61,13 +75,18 @@ def equal(difference: float | str) -> bool:
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of one run of each program, `repeats` times in turn."""
-    times = {name: max(1, int(SHORTEST / _once(run, 1))) for name, run in runs.items()}
+    """Seconds of one run of each program, `repeats` times in turn, or three if that takes long."""
+    once = {name: _once(run, 1) for name, run in runs.items()}
+    times = {name: max(1, int(SHORTEST / each)) for name, each in once.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    start = time.perf_counter()
+    for turn in range(repeats):
         for name, run in runs.items():
-            run()
+            if once[name] < LONG:
+                run()
             seconds[name].append(_once(run, times[name]))
+        if turn >= 2 and time.perf_counter() - start > LONGEST:
+            break
     return {name: np.array(s) for name, s in seconds.items()}
 
 

@@ -20,7 +20,7 @@ from tests.cases._case import Case, Model, softplus
 
 ROWS, SIZE = 3, 6
 # Of a model: features of an embedding, and batch sizes.
-FEATURES, PAIRS = 128, (256, 1024, 2048)
+FEATURES, PAIRS = 128, (256, 512, 1024)
 PATTERNS = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 2]], np.int32)
 WEIGHTS = [1.0, 0.5, 2.0]
 T = 0.25
