@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, largest, one_program, tangent_sum, times
+from jaxloss._numerics import finite, largest, nan_unless, one_program, tangent_sum, times
+from jaxloss._softmax import label_bump, of_label, total
 
 
 def sparsemax_loss(
@@ -128,57 +129,105 @@ def multiclass_sparsemax_loss(
 @partial(one_program, static_argnames="axis")
 def _multiclass_sparsemax(s, labels, live, *, axis):
     s = _inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    is_label, sound = _inputs.label_mask(s, labels, axis)
-    loss = _sparsemax_nll(s * sound, is_label, axis) * jnp.squeeze(sound, axis)
+    loss = jnp.squeeze(_sparsemax_nll(s, labels, axis), axis)
     return _inputs.live_rows(live, loss, axis)
 
 
+class _SparseRow(NamedTuple):
+    top: Array  # the largest score
+    threshold: Array  # of the scores less the largest, plus one; NaN for a bad row
+    others: Array  # the sum of the probabilities of all but the label
+    loss: Array
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _sparsemax_nll(s: Array, is_label: Array, axis: int) -> Array:
-    p = _sparsemax(s, axis)
-    label = jnp.sum(jnp.where(is_label, s, 0), axis)
-    # The largest score is in the support, so it exceeds tau by its probability.
-    behind = (jnp.max(s, axis) - label) - jnp.max(p, axis)
-    return 0.5 * jnp.sum(_missing(p, is_label, axis) ** 2, axis) + jnp.maximum(behind, 0)
+def _sparsemax_nll(s: Array, labels: Array, axis: int) -> Array:
+    return _sparse_row(s, labels, axis).loss
 
 
 @partial(_sparsemax_nll.defjvp, symbolic_zeros=True)
 def _sparsemax_nll_rule(axis, primals, tangents):
-    (s, is_label), (v, _) = primals, tangents
-    loss = _sparsemax_nll(s, is_label, axis)
+    (s, labels), (v, _) = primals, tangents
+    loss, gradient = _sparsemax_nll_and_gradient(s, labels, axis)
     if isinstance(v, SymbolicZero):
         return loss, jnp.zeros_like(loss)
-    return loss, -jnp.sum(_missing(_sparsemax(s, axis), is_label, axis) * v, axis)
+    return loss, total(gradient * v, axis)
 
 
-def _missing(p, is_label, axis):
-    """`one_hot(label) - p`, at the label as the sum of the others."""
-    others = jnp.where(is_label, 0, p)
-    return jnp.where(is_label, jnp.sum(others, axis, keepdims=True), -others)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _sparsemax_nll_and_gradient(s: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+    row = _sparse_row(s, labels, axis)
+    top, threshold, others = lax.optimization_barrier(row[:3])
+    p = _others(s, labels, top, threshold, axis, 8.0)
+    is_label = 16 - jnp.minimum(label_bump(s, labels, axis, 16.0), 16)
+    return row.loss, p / 8 - others / 16 * is_label
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _sparsemax(s: Array, axis: int) -> Array:
-    """The Euclidean projection of `s` onto the simplex."""
-    # With a = s - max(s) + 1 the threshold is the sum of a over all of the support but the
-    # largest, by the size of the support: small numbers stay exact.
-    a = (s - jnp.max(s, axis, keepdims=True)) + 1
-    place = lax.broadcasted_iota(s.dtype, s.shape, axis)
-    others = jnp.where(place == 0, 0, jnp.sort(a, axis, descending=True))
-    inside = (place == 0) | ((place + 1) * others > jnp.cumsum(others, axis))
-    size = jnp.sum(inside, axis, keepdims=True, dtype=s.dtype)
-    threshold = jnp.sum(jnp.where(inside, others, 0), axis, keepdims=True) / size
-    return jnp.maximum(a - threshold, 0)
+@partial(_sparsemax_nll_and_gradient.defjvp, symbolic_zeros=True)
+def _sparsemax_nll_and_gradient_rule(axis, primals, tangents):
+    # Inside the support the tangent of a probability is centred, outside it is zero.
+    (s, labels), (v, _) = primals, tangents
+    loss, gradient = _sparsemax_nll_and_gradient(s, labels, axis)
+    if isinstance(v, SymbolicZero):
+        return (loss, gradient), (jnp.zeros_like(loss), jnp.zeros_like(gradient))
+    row = lax.stop_gradient(_sparse_row(s, labels, axis))
+    inside = ((s - row.top) + 1 > row.threshold).astype(s.dtype)
+    dp = inside * (v - total(inside * v, axis) / total(inside, axis))
+    is_label = lax.broadcasted_iota(labels.dtype, s.shape, axis) == labels
+    others = jnp.where(is_label, 0, dp)
+    d_gradient = jnp.where(is_label, -total(others, axis), others)
+    return (loss, gradient), (total(gradient * v, axis), d_gradient)
 
 
-@_sparsemax.defjvp
-def _sparsemax_rule(axis, primals, tangents):
-    # Inside the support the tangent is centred, outside it is zero.
-    (s,), (v,) = primals, tangents
-    p = _sparsemax(s, axis)
-    inside = (p > 0).astype(p.dtype)
-    mean = jnp.sum(inside * v, axis, keepdims=True) / jnp.sum(inside, axis, keepdims=True)
-    return p, inside * (v - mean)
+def _sparse_row(s: Array, labels: Array, axis: int) -> _SparseRow:
+    top = jnp.max(s, axis, keepdims=True)
+    threshold = _threshold(s, top, axis)
+    valid = (labels >= 0) & (labels < s.shape[axis])
+    threshold = lax.optimization_barrier(nan_unless(valid & ~jnp.isnan(threshold), threshold))
+    p = [_others(s, labels, top, threshold, axis, unit) / unit for unit in (2.0, 4.0)]
+    others = total(p[0], axis)
+    # The largest score is in the support, so it exceeds tau by its probability.
+    behind = (top - of_label(s, labels, axis)) - (1 - threshold)
+    loss = 0.5 * (total(p[1] * p[1], axis) + others * others) + jnp.maximum(behind, 0)
+    return _SparseRow(top, threshold, others, loss)
+
+
+def _others(s, labels, top, threshold, axis, unit):
+    """The probabilities, times `unit`; zero for the label."""
+    p = jnp.maximum(((unit * s - unit * top) + unit) - unit * threshold, 0)
+    return jnp.minimum(p, label_bump(s, labels, axis, unit))
+
+
+def _threshold(s: Array, top: Array, axis: int) -> Array:
+    """What the scores, less the largest and plus one, are projected onto the simplex by.
+
+    It is the sum of those inside the support, but one of the largest, by their number: small
+    numbers stay exact. Newton's method from below finds the support: each step divides what
+    the sum exceeds one by, times the number, by four at least, so that some twenty are enough.
+    """
+    huge = 2.0**100
+
+    def below(a, unit):
+        return jnp.minimum((unit - unit * a) * huge, unit)
+
+    # A NaN, which some of XLA's CPU reductions drop in a maximum, is put back by 0 / NaN.
+    a = (s - top) + 1
+    tops = total(1 - below(a, 1) + 0 / (1 + jnp.abs(s)), axis)
+
+    def step(state):
+        threshold, size, _ = state
+        inside = [
+            jnp.minimum(jnp.maximum(a - threshold, 0) * (unit * huge), unit) for unit in (2, 4)
+        ]
+        new = total(inside[0], axis) / 2
+        others = total(inside[1] * jnp.maximum(a, 0) * below(a, 8), axis) / 32
+        return (others + (tops - 1)) / new, new, size
+
+    start = jnp.zeros_like(top)
+    before = jnp.full_like(top, 4 * s.shape[axis])
+    return lax.while_loop(
+        lambda state: jnp.any(state[1] < state[2]), step, (start, before / 2, before)
+    )[0]
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]:
