@@ -158,7 +158,7 @@ def _sparsemax_nll_rule(axis, primals, tangents):
 def _sparsemax_nll_and_gradient(s: Array, labels: Array, axis: int) -> tuple[Array, Array]:
     row = _sparse_row(s, labels, axis)
     top, threshold, others = lax.optimization_barrier(row[:3])
-    p = _others(s, labels, top, threshold, axis, 8.0)
+    p = _others((s - top) + 1, labels, threshold, axis, 8.0)
     is_label = 16 - jnp.minimum(label_bump(s, labels, axis, 16.0), 16)
     return row.loss, p / 8 - others / 16 * is_label
 
@@ -181,10 +181,11 @@ def _sparsemax_nll_and_gradient_rule(axis, primals, tangents):
 
 def _sparse_row(s: Array, labels: Array, axis: int) -> _SparseRow:
     top = jnp.max(s, axis, keepdims=True)
-    threshold = _threshold(s, top, axis)
+    a = (s - top) + 1
+    threshold = _threshold(a, axis)
     valid = (labels >= 0) & (labels < s.shape[axis])
     threshold = lax.optimization_barrier(nan_unless(valid & ~jnp.isnan(threshold), threshold))
-    p = [_others(s, labels, top, threshold, axis, unit) / unit for unit in (2.0, 4.0)]
+    p = [_others(a, labels, threshold, axis, unit) / unit for unit in (2.0, 4.0)]
     others = total(p[0], axis)
     # The largest score is in the support, so it exceeds tau by its probability.
     behind = (top - of_label(s, labels, axis)) - (1 - threshold)
@@ -192,14 +193,14 @@ def _sparse_row(s: Array, labels: Array, axis: int) -> _SparseRow:
     return _SparseRow(top, threshold, others, loss)
 
 
-def _others(s, labels, top, threshold, axis, unit):
+def _others(a, labels, threshold, axis, unit):
     """The probabilities, times `unit`; zero for the label."""
-    p = jnp.maximum(((unit * s - unit * top) + unit) - unit * threshold, 0)
-    return jnp.minimum(p, label_bump(s, labels, axis, unit))
+    p = jnp.maximum(unit * a - unit * threshold, 0)
+    return jnp.minimum(p, label_bump(a, labels, axis, unit))
 
 
-def _threshold(s: Array, top: Array, axis: int) -> Array:
-    """What the scores, less the largest and plus one, are projected onto the simplex by.
+def _threshold(a: Array, axis: int) -> Array:
+    """What scores, of which the largest is one, are projected onto the simplex by.
 
     It is the sum of those inside the support, but one of the largest, by their number: small
     numbers stay exact. Newton's method from below finds the support: each step divides what
@@ -211,8 +212,7 @@ def _threshold(s: Array, top: Array, axis: int) -> Array:
         return jnp.minimum((unit - unit * a) * huge, unit)
 
     # A NaN, which some of XLA's CPU reductions drop in a maximum, is put back by 0 / NaN.
-    a = (s - top) + 1
-    tops = total(1 - below(a, 1) + 0 / (1 + jnp.abs(s)), axis)
+    tops = total(1 - below(a, 1) + 0 / (1 + jnp.abs(a)), axis)
 
     def step(state):
         threshold, size, _ = state
@@ -223,8 +223,8 @@ def _threshold(s: Array, top: Array, axis: int) -> Array:
         others = total(inside[1] * jnp.maximum(a, 0) * below(a, 8), axis) / 32
         return (others + (tops - 1)) / new, new, size
 
-    start = jnp.zeros_like(top)
-    before = jnp.full_like(top, 4 * s.shape[axis])
+    start = jnp.zeros_like(tops)
+    before = jnp.full_like(tops, 4 * a.shape[axis])
     return lax.while_loop(
         lambda state: jnp.any(state[1] < state[2]), step, (start, before / 2, before)
     )[0]

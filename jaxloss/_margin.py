@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import largest, nan_unless, one_or_nan, one_program, relu, tangent_sum, times
+from jaxloss._numerics import finite, largest, nan_unless, one_program, relu, tangent_sum, times
 from jaxloss._softmax import label_bump, of_label, total
 
 
@@ -218,13 +218,15 @@ def _label_hinge_row(s, labels, axis, margin):
     # As in `_softmax`, arithmetic instead of selects, with constants of its own in each pass.
     big = largest(s.dtype)
     others = jnp.minimum(s, label_bump(s, labels, axis, 2.0) * big - big)
-    best = jnp.max(others, axis, keepdims=True)
+    best = jnp.maximum(jnp.max(others, axis, keepdims=True), -big)
     lead = best - of_label(s, labels, axis) + margin
-    best = jnp.clip(best, -big, big)
+    best = jnp.minimum(best, big)
     # The sum also shows a NaN, which some of XLA's CPU reductions drop in a maximum.
     count = total(_is_best(s, labels, best, axis, 16.0) + 0 / (1 + jnp.abs(s)), axis) / 16
     sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(count + lead)
-    share = nan_unless(sound, jnp.where(lead < 0, 0, 1 / (count + jnp.where(lead == 0, 1, 0))))
+    share = nan_unless(
+        sound, jnp.where(lead < 0, 0, 1 / jnp.maximum(count + jnp.where(lead == 0, 1, 0), 1))
+    )
     return nan_unless(sound, jnp.maximum(lead, 0)), best, share, share * count
 
 
@@ -307,10 +309,55 @@ def categorical_hinge_loss(
 @partial(one_program, static_argnames="axis")
 def _categorical_hinge(s, y, live, *, axis):
     s, y = _inputs.live_classes(live, s, axis, -jnp.inf, 0), _inputs.exclude(live, y, 0)
-    right = jnp.sum(times(y, s), axis)
-    wrong = jnp.max(times(1 - y, s), axis)
-    sound = one_or_nan(~jnp.any(jnp.isnan(s), axis), s.dtype)
-    return _inputs.live_rows(live, relu(1 + wrong - right) * sound, axis)
+    return _inputs.live_rows(live, relu(jnp.squeeze(_soft_lead(s, y, axis), axis)), axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _soft_lead(s: Array, y: Array, axis: int) -> Array:
+    """`1 + max((1 - y) * s) - sum(y * s)`, where zero wins over an infinite score."""
+    return _soft_lead_row(s, y, axis)[0]
+
+
+@partial(_soft_lead.defjvp, symbolic_zeros=True)
+def _soft_lead_rule(axis, primals, tangents):
+    # With r the share of each class in the maximum:
+    # d lead = sum(((1 - y) r - y) ds - (r + 1) s dy)
+    (s, y), (ds, dy) = primals, tangents
+    lead, best, share = _soft_lead_row(s, y, axis)
+    best, share = lax.stop_gradient(lax.optimization_barrier((best, share)))
+    r = share / 64 * lax.stop_gradient(_is_largest(s, y, best, 8))
+    return lead, tangent_sum(
+        lead,
+        (ds, lambda: total(((1 - y) * r - y) * ds, axis)),
+        (dy, lambda: -total((r + 1) * finite(s) * dy, axis)),
+    )
+
+
+def _soft_lead_row(s, y, axis):
+    """The lead, the largest weighed score, and the share of each class of that.
+
+    No number may be a constant in two of the passes, this and the gradient's: see `_softmax`.
+    """
+    eps = float(jnp.finfo(s.dtype).eps)
+    best = jnp.max(_weighed(s, 32 - 32 * y, 32), axis, keepdims=True) / 1024
+    count = total(_is_largest(s, y, best, 2), axis) / 4
+    # This is NaN with a NaN, which some of XLA's CPU reductions drop in a maximum.
+    own = total(_weighed(s, y, 16), axis) / 16
+    lead = 1 + best / eps - own / eps
+    share = nan_unless(~jnp.isnan(lead), 1 / count)
+    return lead, best, share
+
+
+def _is_largest(s, y, best, unit):
+    """`unit ** 2` for the scores that, weighed by what is no label of theirs, are `best`."""
+    gap = unit * unit * best - _weighed(s, unit - unit * y, unit)
+    return unit * unit - jnp.minimum(gap * (2.0**100 / unit), unit * unit)
+
+
+def _weighed(s, w, unit):
+    """`s * w`, zero if the weight is, times `unit` and by so much less that it is finite."""
+    s = s * (unit * float(jnp.finfo(s.dtype).eps))
+    return jnp.sign(s) * jnp.minimum(jnp.abs(s), unit * (largest(s.dtype) / 4096)) * w
 
 
 def _scores(predictor_outputs, targets, where):
