@@ -350,7 +350,9 @@ def _soft_lead_row(s, y, axis):
 
 def _is_largest(s, y, best, unit):
     """`unit ** 2` for the scores that, weighed by what is no label of theirs, are `best`."""
-    gap = unit * unit * best - _weighed(s, unit - unit * y, unit)
+    # The minimum keeps the product from becoming a fused multiply-add, rounded otherwise.
+    weighed = jnp.minimum(_weighed(s, unit - unit * y, unit), unit * (largest(s.dtype) / 128))
+    gap = unit * unit * best - weighed
     return unit * unit - jnp.minimum(gap * (2.0**100 / unit), unit * unit)
 
 
