@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--loss", action="append", default=[], help="only this one; may be repeated")
     add("--peer", action="append", default=[], help="only this one beside ours; may be repeated")
     add("--repeats", type=int, default=9, help="timed runs of each program")
+    add("--readme", action="store_true", help="put the report's facts into README.md")
     add("--output", type=Path, default=None, help="the file of results")
 
     out = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -137,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if everything or name == args.command:
                 measure(args, name, path, console)
     if everything or args.command == "report":
-        console.print(f"report: {report.write(results.load(path), path.with_suffix(''))}")
+        data, folder = results.load(path), path.with_suffix("")
+        console.print(f"report: {report.write(data, folder)}")
+        if args.readme:
+            report.write_readme(data, folder)
     return 0
 
 

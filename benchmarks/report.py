@@ -18,6 +18,18 @@ MARKS = "<!-- facts -->\n", "<!-- /facts -->"
 # Slower than this, and a loss is listed as lost.
 LOST = 1.05
 
+# Of what peers get wrong, what the README shows.
+SHOWN = (
+    "softmax cross-entropy of logits 20, 0, label 0; gradient",
+    "softmax cross-entropy of float16 zeros, 128,256 classes",
+    "softmax cross-entropy of three classes, label -1; gradient",
+    "sigmoid cross-entropy of logits inf, -inf, labels 1, 0",
+    "log_cosh of 1e-4",
+    "cosine similarity of parallel vectors of length 1e-25, 5",
+    "KL divergence, gradient by a target that is 0",
+    "ntxent of 1024 x 512, MB that value and gradient need",
+)
+
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
   padding: 0 1rem; color-scheme: light dark; }
 table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
@@ -73,6 +85,42 @@ def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
     yield "## All times\n\n" + "\n\n".join(_times(data.get("speed", [])))
 
 
+def write_readme(data: Data, folder: Path) -> None:
+    """The README's section of facts: machine, picture, ratios, and some of peers' errors."""
+    here = folder.relative_to(README.parent).as_posix()
+    files = {"speed": {theme: Path(f"{here}/speed-{theme}.svg") for theme in pictures.THEMES}}
+    m, versions = data["machine"], data["machine"]["packages"]
+    parts = [
+        f"On a {m['device'].upper()} ({m['cores']} cores), jax {versions['jax']}, by `python -m "
+        f"benchmarks`. The [report]({here}/README.md) has every loss, size and library, memory, "
+        f"compilation, and where we lose; "
+        f"[docs/accelerators.md](docs/accelerators.md) has TPUs and an H100, by their compilers.",
+        _picture(files, "speed", folder=f"{here}/"),
+        *_geometric(data["speed"]),
+        _some_failures(data["failures"]),
+    ]
+    start, end = MARKS
+    body = re.escape(start) + ".*" + re.escape(end)
+    text = start + "\n\n".join(parts) + "\n" + end
+    README.write_text(re.sub(body, lambda _: text, README.read_text(), flags=re.DOTALL))
+
+
+def _some_failures(rows: Rows) -> str:
+    libraries = (OURS, "optax", "keras")
+    by = {(r["what"], r["who"]): r for r in rows}
+
+    def cell(what: str, who: str) -> str:
+        row = by.get((what, who))
+        return "" if row is None else row["got"] if row["right"] else f"**{row['got']}**"
+
+    lines = [
+        [what, by[what, OURS]["expected"], *(cell(what, who) for who in libraries)]
+        for what in SHOWN
+        if (what, OURS) in by
+    ]
+    return table(["call (wrong results in bold)", "right", *libraries], lines)
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
@@ -89,10 +137,10 @@ def _machine(data: Data) -> str:
     )
 
 
-def _picture(files: dict[str, dict[str, Path]], name: str) -> str:
+def _picture(files: dict[str, dict[str, Path]], name: str, folder: str = "") -> str:
     if name not in files:
         return ""
-    light, dark = files[name]["light"].name, files[name]["dark"].name
+    light, dark = (folder + files[name][theme].name for theme in ("light", "dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img alt="{name}" src="{light}"></picture>\n\n{ABOUT[name]}'

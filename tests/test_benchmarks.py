@@ -52,6 +52,15 @@ def test_every_function_is_timed():
         assert not optax_too, f"{work.name} has optax's function in the table, and not here"
 
 
+@pytest.mark.parametrize("work", works.works(), ids=str)
+def test_every_function_takes_its_batch(work):
+    for size in (work.sizes[0], work.full):
+        batch = work.batch(size)
+        for name in (OURS, NAIVE):
+            losses = jax.eval_shape(programs.mean_of(work.losses[name]), *batch)
+            assert losses.shape == () and losses.dtype == jnp.float32
+
+
 def stub(**losses):
     (work,) = works.works(["squared_error"])
     return works.Work(
