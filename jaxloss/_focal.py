@@ -136,8 +136,8 @@ def _focal_with_gradient(x, y, gamma, *, axis):
 
     behind = total(jnp.minimum((of.gap + log_all) * eps, big) * (y * easy), axis) / eps
     behind = jnp.where((row.top == jnp.inf) & (behind > 0), jnp.inf, behind)
-    # The row is 0 without any class, and NaN with a NaN.
-    loss = jnp.where(row.scale == 0, 0, behind) + 0 * row.scale
+    # The row is 0 without any class, and NaN with a NaN, where its gradient is.
+    loss = jnp.where(row.scale == 0, 0 * total(y, axis), behind) + 0 * row.scale
     return loss, weighted_gradient(x, lambda _: w, row, axis)
 
 
