@@ -7,6 +7,7 @@ that is not installed is left out. Functions of torch take its tensors.
 import functools
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -78,10 +79,14 @@ def _keras() -> Losses:
 def _rax() -> Losses:
     rax = import_module("rax")
 
+    def summed(loss: Callable[..., Any]):
+        return lambda x, y: loss(x, y, reduce_fn=jnp.sum) / len(x)
+
     return {
         "ranking_softmax_loss": lambda x, y: rax.softmax_loss(x, y, reduce_fn=None),
-        "pairwise_logistic_loss": lambda x, y: rax.pairwise_logistic_loss(x, y, reduce_fn=None),
-        "pairwise_hinge_loss": lambda x, y: rax.pairwise_hinge_loss(x, y, reduce_fn=None),
+        # By default a mean over all pairs of items, ordered or not.
+        "pairwise_logistic_loss": summed(rax.pairwise_logistic_loss),
+        "pairwise_hinge_loss": summed(rax.pairwise_hinge_loss),
     }
 
 
@@ -101,6 +106,8 @@ def _torch() -> Losses:
     def plain(name: str, **options: Any):
         loss = getattr(f, name)
         return lambda x, y: loss(x, y, reduction="none", **options)
+
+    kl = partial(f.kl_div, reduction="none")
 
     def linear(x, k):
         return f.cross_entropy(x[0] @ x[1], k)
@@ -122,8 +129,8 @@ def _torch() -> Losses:
         "gaussian_nll": lambda x, y: f.gaussian_nll_loss(x, y, 2.5, reduction="none"),
         "cosine_similarity": f.cosine_similarity,
         "cosine_distance": lambda x, y: 1 - f.cosine_similarity(x, y),
-        "kl_divergence": plain("kl_div"),
-        "kl_divergence_with_log_targets": plain("kl_div", log_target=True),
+        "kl_divergence": lambda x, y: kl(x, y).sum(-1),
+        "kl_divergence_with_log_targets": lambda x, y: kl(x, y, log_target=True).sum(-1),
         "triplet_margin_loss": lambda x, _: f.triplet_margin_loss(*x, margin=8.0, reduction="none"),
         "ctc_loss": ctc,
         "linear_cross_entropy": linear,

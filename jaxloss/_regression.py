@@ -56,8 +56,23 @@ def squared_error(
 
 @one_program
 def _squared(p, t, where):
-    error = _inputs.error(p, t, where)
-    return _inputs.masked(where, error * error)
+    return _inputs.masked(where, _square(*_inputs.mask(where, p, t)))
+
+
+# Arithmetic, and nothing that value and gradient share, not even the error: see `_binary`.
+
+
+@jax.custom_jvp
+def _square(p: Array, t: Array) -> Array:
+    error = p - t
+    return error * error
+
+
+@partial(_square.defjvp, symbolic_zeros=True)
+def _square_rule(primals, tangents):
+    (p, t), (dp, dt) = primals, tangents
+    out, slope = _square(p, t), -2 * (t - p)
+    return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
 def l2_loss(
@@ -82,8 +97,7 @@ def l2_loss(
 
 @one_program
 def _half_squared(p, t, where):
-    error = _inputs.error(p, t, where)
-    return _inputs.masked(where, error * (0.5 * error))
+    return _inputs.masked(where, 0.5 * _square(*_inputs.mask(where, p, t)))
 
 
 def absolute_error(
@@ -168,9 +182,6 @@ def huber_loss(
 def _huber(p, t, delta, where):
     p, t = _inputs.mask(where, p, t)
     return _inputs.masked(where, _huber_of(p, t, jnp.broadcast_to(delta, p.shape)))
-
-
-# Arithmetic, and nothing that value and gradient share, not even the error: see `_binary`.
 
 
 @jax.custom_jvp
