@@ -128,11 +128,10 @@ def speed(rows: Rows) -> Figure:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("time of jaxloss as a fraction; left of 1 is faster (log scale)")
-    axes.set_title(
-        f"Value and gradient, consumed in the same jit\ngeometric mean over the "
-        f"{len(order)} losses that a JAX library has: {geometric_mean(list(ours.values())):.2f} "
-        f"of the fastest one's time",
-        loc="left",
+    mean = geometric_mean(list(ours.values()))
+    figure.suptitle(
+        f"Value and gradient, consumed in the same jit: geometric mean over the {len(order)}\n"
+        f"losses that another JAX library has: {mean:.2f} of the fastest one's time",
         fontsize=11,
     )
     axes.legend(loc="lower left", fontsize=8)
@@ -177,7 +176,8 @@ def growth(rows: Rows) -> Figure:
                     size, 1e6 * seconds, dashes, color=COLOURS[peer], **style
                 )
         axes.set_title(name, fontsize=7)
-        axes.tick_params(labelsize=6, which="both")
+        axes.minorticks_off()
+        axes.tick_params(labelsize=6)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("size of the batch, as the table of cases counts it", fontsize=9)
