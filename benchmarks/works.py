@@ -38,9 +38,6 @@ class Work:
     def batch(self, size: int) -> tuple[Any, Any]:
         return jax.tree.map(jnp.asarray, self.sample(np.random.default_rng(0), size))
 
-    def peers(self) -> list[str]:
-        return [name for name in self.losses if name not in (OURS, NAIVE)]
-
 
 def works(losses: Sequence[str] = (), peers: Sequence[str] = ()) -> list[Work]:
     """One for each function of the table; of these losses and peers, if any are named."""

@@ -6,7 +6,6 @@ that no derivative can see it, and the results after.
 """
 
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import checkify
 
 from jaxloss import _checks
@@ -109,17 +108,6 @@ def labelled(name, x, y, axis, where, ignore_index=None):
     """Check and convert rows of predictions, their integer labels, and the mask."""
     x, axis, live = rows(name, _checks.predictions(name, x), axis, where)
     return x, labels(name, x, y, axis, ignore_index), axis, live
-
-
-def label_mask(x, labels, axis):
-    """Where the label is; and 1 for a row, or NaN if it holds one or its label is bad.
-
-    The factor is for the predictions, so that all of their gradient is NaN, and for the
-    result, because some of XLA's CPU reductions drop a NaN.
-    """
-    is_label = lax.broadcasted_iota(labels.dtype, x.shape, axis) == labels
-    valid = jnp.any(is_label, axis, keepdims=True) & ~jnp.any(jnp.isnan(x), axis, keepdims=True)
-    return is_label, one_or_nan(valid, x.dtype)
 
 
 def ignore(x, labels, axis, ignore_index):

@@ -316,9 +316,8 @@ def _soft_gradient(x: Array, y: Array, row: SoftRow, axis: ClassAxis) -> Array:
 
 
 class Entry(NamedTuple):
-    """Of each class, what a pass over a row of softmax may need; see below for `use`."""
+    """Of each class, what a pass over a row of softmax may need."""
 
-    use: int
     gap: Array  # to the largest logit
     e: Array  # exp(-gap)
     others: Array  # zero at a sole largest class, `2 ** use` elsewhere
@@ -327,7 +326,7 @@ class Entry(NamedTuple):
 def entry(x: Array, row: SoftRow, use: int) -> Entry:
     gap = gap_to(x, row.top, use)
     e = jnp.exp(jnp.minimum(x, _big(x, use)) - _clipped(row.top, use))
-    return Entry(use, gap, e, elsewhere(gap_to(x, row.alone, use), use))
+    return Entry(gap, e, elsewhere(gap_to(x, row.alone, use), use))
 
 
 def weighted_gradient(
