@@ -11,8 +11,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import compare, compilation, exactness, failures, memory, report, results, speed
-from benchmarks.works import Work, works
+from benchmarks import (
+    compare,
+    compilation,
+    exactness,
+    failures,
+    memory,
+    models,
+    report,
+    results,
+    speed,
+)
+from benchmarks.works import Work, on_cpu, works
 
 # Losses whose training step's peak is measured, each library in a process of its own.
 PEAKS = (
@@ -66,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("all", parents=[options], help="each of these; the default")
     for name in MEASURES:
         commands.add_parser(name, parents=[options], help=f"measure {name}")
+    commands.add_parser(
+        "models", parents=[options], help="time models' own sizes, on an accelerator"
+    )
     commands.add_parser("report", parents=[options], help="pictures and pages of the results")
     commands.add_parser("aot", help="costs on accelerators, by their compilers; see its --help")
     both = commands.add_parser("compare", help="what got slower from one file to another")
@@ -86,6 +99,23 @@ def measure(args: argparse.Namespace, name: str, path: Path, console: Console) -
             progress.advance(task)
     if name == "exactness":
         rows["failures"] = failures.rows(failures.FAILURES[::8] if args.quick else None)
+    save(args, name, rows, path, console)
+
+
+def measure_models(args: argparse.Namespace, path: Path, console: Console) -> None:
+    with Progress(console=console, transient=True) as progress:
+        cases = progress.track(models.cases(args.loss), description="models")
+        rows = [row for case in cases for row in models.rows(case, repeats=args.repeats)]
+    save(args, "models", {"models": rows}, path, console)
+
+
+def save(
+    args: argparse.Namespace,
+    name: str,
+    rows: dict[str, list[results.Row]],
+    path: Path,
+    console: Console,
+) -> None:
     settings = {"quick": args.quick, "repeats": args.repeats, "loss": args.loss, "peer": args.peer}
     for kind, of in rows.items():
         results.save(path, kind, of, settings)
@@ -137,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in MEASURES:
             if everything or name == args.command:
                 measure(args, name, path, console)
+        if args.command == "models" or (everything and not on_cpu() and not args.quick):
+            measure_models(args, path, console)
     if everything or args.command == "report":
         data, folder = results.load(path), path.with_suffix("")
         console.print(f"report: {report.write(data, folder)}")

@@ -39,7 +39,7 @@ def _shape(a: Any) -> jax.ShapeDtypeStruct:
 
 def _compiled(loss: Any, mode: str, batch: Any) -> dict[str, Any]:
     try:
-        memory = programs.compiled(loss, mode, batch).memory_analysis()
+        memory = programs.lowered(loss, mode, batch).compile().memory_analysis()
     except Exception as error:  # A peer that fails is a result too.
         return {"error": f"{type(error).__name__}: {error}"[:200]}
     if memory is None:

@@ -1,8 +1,11 @@
 """The programs that are timed: the same work for each library, compiled, and checked equal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,23 @@ import numpy as np
 from benchmarks.works import OURS, Work
 
 Program = Callable[..., Any]
-Run = Callable[[], Any]
+K = TypeVar("K")
+T = TypeVar("T")
 
 RATE = 0.1
 TORCH = "torch"
 LIMIT = "limit"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program and its operands, ready to be timed."""
+
+    start: Callable[[], Any]
+    wait: Callable[[Any], Any] = jax.block_until_ready
+
+    def __call__(self) -> Any:
+        return self.wait(self.start())
 
 
 def mean_of(loss: Program) -> Program:
@@ -63,19 +78,19 @@ def step(loss: Program) -> Program:
 MODES = {"forward": forward, "returned": returned, "consumed": consumed, "step": step}
 
 
-def compiled(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Compiled:
-    return jax.jit(MODES[mode](loss)).lower(*batch).compile()
+def lowered(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Lowered:
+    return jax.jit(MODES[mode](loss)).lower(*batch)
 
 
-def tensor(batch: Any) -> Any:
+def tensor(batch: Any, device: str = "cpu") -> Any:
     """The arrays as tensors of the same numbers."""
     torch = import_module(TORCH)
 
     def one(a):
         if a.dtype == jnp.int32:
-            return torch.from_numpy(np.array(a, np.int64))
+            return torch.from_numpy(np.array(a, np.int64)).to(device)
         # NumPy and torch do not know each other's bfloat16.
-        return torch.from_numpy(np.array(a, np.float32)).to(getattr(torch, a.dtype.name))
+        return torch.from_numpy(np.array(a, np.float32)).to(device, getattr(torch, a.dtype.name))
 
     return jax.tree.map(one, batch)
 
@@ -83,7 +98,8 @@ def tensor(batch: Any) -> Any:
 def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
     torch = import_module(TORCH)
 
-    x, y = tensor(batch)
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    x, y = tensor(batch, device)
     leaves = jax.tree.leaves(x)
 
     def program():
@@ -101,36 +117,80 @@ def of_torch(loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
             return value, [(a - RATE * g).detach() for a, g in zip(leaves, gradients, strict=True)]
         return value, gradients
 
-    return program
+    def wait(results):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    return Run(program, wait)
+
+
+def preparation(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Callable[[], Run]:
+    """Trace the program; what is returned compiles it, in whichever thread."""
+    if peer == TORCH:
+        return lambda: of_torch(loss, mode, batch)
+    program = lowered(loss, mode, batch)
+
+    def finish():
+        compiled = program.compile()
+        return Run(lambda: compiled(*batch))
+
+    return finish
+
+
+def side_by_side(
+    prepare: Mapping[K, Callable[[], Callable[[], T]]],
+) -> dict[K, T | Exception]:
+    """Trace one after another, compile at the same time; of those that fail, why."""
+    jobs: dict[K, Future[T]] = {}
+    out: dict[K, T | Exception] = {}
+    with ThreadPoolExecutor() as pool:
+        for key, traced in prepare.items():
+            try:
+                jobs[key] = pool.submit(traced())
+            except Exception as error:  # A peer that fails is a result too.
+                out[key] = error
+    for key, job in jobs.items():
+        error = job.exception()
+        out[key] = error if isinstance(error, Exception) else job.result()
+    return out
 
 
 def runner(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
-    """What runs it once, and returns when it is done."""
-    if peer == TORCH:
-        return of_torch(loss, mode, batch)
-    program = compiled(loss, mode, batch)
-    return lambda: jax.block_until_ready(program(*batch))
+    return preparation(peer, loss, mode, batch)()
 
 
 def limit(work: Work, size: int, mode: str, batch: tuple[Any, Any]) -> Run:
     """What cannot be saved: the matmuls; or to read what there is and write the gradient."""
     if work.matmuls is not None:
         shapes = work.matmuls(size)
-        pairs = [(jnp.ones((n, d)), jnp.ones((d, v))) for n, d, v in shapes]
-        if mode == "forward":
-            pairs = pairs[:1] + pairs[3:]
-        program = jax.jit(lambda pairs: [a @ b for a, b in pairs]).lower(pairs).compile()
-        return lambda: jax.block_until_ready(program(pairs))
-
-    leaves = jax.tree.leaves(batch)
+        return matmuls([*shapes[:1], *shapes[3:]] if mode == "forward" else shapes, jnp.float32)
     writes = len(jax.tree.leaves(batch[0])) if mode in ("returned", "step") else 0
+    return stream(jax.tree.leaves(batch), writes)
 
-    def stream(*leaves):
+
+def matmuls(shapes: Iterable[tuple[int, int, int]], dtype: Any) -> Run:
+    """Bare ones, of (rows, inner, columns)."""
+    key = jax.random.key(0)
+
+    @cache
+    def some(*shape):
+        return jax.random.normal(key, shape, dtype)
+
+    pairs = [(some(n, d), some(d, v)) for n, d, v in shapes]
+    program = jax.jit(lambda pairs: [a @ b for a, b in pairs]).lower(pairs).compile()
+    return Run(lambda: program(pairs))
+
+
+def stream(leaves: Sequence[Any], writes: int) -> Run:
+    """Read each array once, and write as many of them."""
+
+    def copy(*leaves):
         read = [jnp.sum(a) for a in leaves[writes:]]
         return read, [a * 2 for a in leaves[:writes]]
 
-    program = jax.jit(stream).lower(*leaves).compile()
-    return lambda: jax.block_until_ready(program(*leaves))
+    program = jax.jit(copy).lower(*leaves).compile()
+    return Run(lambda: program(*leaves))
 
 
 def differences(runs: dict[str, Run | Exception]) -> dict[str, float | str]:
@@ -145,7 +205,7 @@ def differences(runs: dict[str, Run | Exception]) -> dict[str, float | str]:
             if isinstance(run, Exception):
                 raise run
             got = _numbers(run())
-            out[peer] = max(_difference(a, b) for a, b in zip(expected, got, strict=True))
+            out[peer] = max(difference(a, b) for a, b in zip(expected, got, strict=True))
         except Exception as error:  # A peer that fails is a result too.
             out[peer] = brief(error)
     return out
@@ -156,11 +216,16 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:100] if lines else ''}"
 
 
-def _numbers(result: Any) -> list[np.ndarray]:
-    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
+def _numbers(result: Any) -> list[jax.Array]:
+    """Also of tensors, on JAX's device."""
+    leaves = jax.tree.leaves(result)
+    leaves = [a if isinstance(a, jax.Array) else np.asarray(a.cpu()) for a in leaves]
+    return [jnp.asarray(a, jnp.float32) for a in leaves]
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def difference(a: jax.Array, b: jax.Array) -> float:
+    """The largest, relative to the largest entry of `a`."""
     if a.shape != b.shape:
         return float("inf")
-    return float(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30))
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return float(jnp.max(jnp.abs(a - b))) / max(float(jnp.max(jnp.abs(a))), 1e-30)

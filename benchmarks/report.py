@@ -68,6 +68,8 @@ def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
         yield _lost(data["speed"])
         yield _unequal(data["speed"])
     yield _picture(files, "growth")
+    if data.get("models"):
+        yield "## Sizes of models\n\n" + _models(data["models"])
     if data.get("memory"):
         yield "## Memory"
         yield _picture(files, "vocabulary")
@@ -82,7 +84,8 @@ def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
         yield "## Compilation"
         yield _picture(files, "compile")
         yield _sizes_of_programs(data["compile"])
-    yield "## All times\n\n" + "\n\n".join(_times(data.get("speed", [])))
+    if data.get("speed"):
+        yield "## All times\n\n" + "\n\n".join(_times(data["speed"]))
 
 
 def write_readme(data: Data, folder: Path) -> None:
@@ -223,6 +226,28 @@ def _time(row: dict[str, Any] | None) -> str:
     half = (row["high"] - row["low"]) / 2
     mark = "" if row["equal"] else " (differs)"
     return f"{1e3 * row['seconds']:.3g} ± {1e3 * half:.1g}{mark}"
+
+
+def _models(rows: Rows) -> str:
+    """Measured times of what `benchmarks.aot` compiles, beside bare matmuls or streams."""
+    limits = {r["case"]: r["seconds"] for r in rows if r["program"] == programs.LIMIT}
+
+    def line(r: dict[str, Any]) -> list[str]:
+        if "seconds" not in r:
+            return [r["case"], r["program"], r["error"].replace("|", "/"), "", "", "", ""]
+        numbers = (f"{r[k] / 1e6:,.0f}" if k in r else "" for k in ("temporary", "output"))
+        apart = f"{r['difference']:.1g}" if "difference" in r else ""
+        of_limit = f"{r['seconds'] / limits[r['case']]:.2f}"
+        return [r["case"], r["program"], _time({**r, "equal": True}), of_limit, *numbers, apart]
+
+    headers = ("case", "program", "ms", "of the limit", "temporary MB", "output MB", "difference")
+    about = (
+        "Value and gradients. The limit is the bare matmuls, or to read the operands once and "
+        "write the gradients, in kernels of their own, so that a fused program can be below it; "
+        "the difference is the largest from the first program's, relative "
+        "to the largest entry."
+    )
+    return about + "\n\n" + table(headers, map(line, rows))
 
 
 def _peaks(rows: Rows) -> str:

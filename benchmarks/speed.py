@@ -3,17 +3,20 @@
 The programs of a loss are compiled, then run in turn in one process: each timed run follows an
 untimed one of the same program, because a program that frees large arrays slows down the
 next. Times are medians; ratios are medians of the ratios within a turn, so that what else the
-machine does falls on both.
+machine does falls on both. On an accelerator the runs of one turn are not waited for one by
+one, as in training.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks import programs
-from benchmarks.works import NAIVE, OURS, Work
+from benchmarks.programs import Run
+from benchmarks.works import NAIVE, OURS, Work, on_cpu
 
 # Of a gradient, by its largest entry: sums in another order differ by less.
 EQUAL = 1e-3
@@ -26,32 +29,32 @@ CHECKED, GROWN = "returned", "consumed"
 
 def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Every mode at one size, and the other sizes with the gradient consumed."""
-    size = work.sizes[0] if quick else work.full
-    batch = work.batch(size)
-    compared = runners(work, CHECKED, batch)
-    apart = programs.differences(compared)
-    for mode in [GROWN] if quick else programs.MODES:
-        runs = compared if mode == CHECKED else runners(work, mode, batch, apart)
-        yield from _timed(work, size, mode, batch, runs, apart, repeats)
-    for size in work.sizes:
-        if size != work.full and not quick:
-            batch = work.batch(size)
-            runs = runners(work, GROWN, batch, apart)
-            yield from _timed(work, size, GROWN, batch, runs, apart, repeats)
+    full = work.sizes[0] if quick else work.full
+    sizes = [full] if quick else work.sizes
+    settings = [(CHECKED, full), *((GROWN, size) for size in sizes)]
+    if not quick:
+        settings += [(mode, full) for mode in programs.MODES if mode not in (CHECKED, GROWN)]
+    batches = {size: work.batch(size) for size in sizes}
+    runs = runners(work, settings, batches)
+    apart = programs.differences(runs[CHECKED, full])
+    for mode, size in settings[1 if quick else 0 :]:
+        yield from _timed(work, size, mode, batches[size], runs[mode, size], apart, repeats)
+
+
+Setting = tuple[str, int]
 
 
 def runners(
-    work: Work, mode: str, batch: tuple[Any, Any], apart: dict[str, float | str] | None = None
-) -> dict[str, programs.Run | Exception]:
-    """Each library's program, or why it has none; not of those that failed before."""
-    out: dict[str, programs.Run | Exception] = {}
-    for peer, loss in work.losses.items():
-        if apart is None or not isinstance(apart[peer], str):
-            try:
-                out[peer] = programs.runner(peer, loss, mode, batch)
-            except Exception as error:  # A peer that fails is a result too.
-                out[peer] = error
-    return out
+    work: Work, settings: list[Setting], batches: dict[int, tuple[Any, Any]]
+) -> dict[Setting, dict[str, Run | Exception]]:
+    """Each library's program of each mode and size, or why it has none; compiled side by side."""
+    prepare = {
+        (mode, size, peer): partial(programs.preparation, peer, loss, mode, batches[size])
+        for mode, size in settings
+        for peer, loss in work.losses.items()
+    }
+    runs = programs.side_by_side(prepare)
+    return {setting: {peer: runs[*setting, peer] for peer in work.losses} for setting in settings}
 
 
 def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[dict[str, Any]]:
@@ -74,7 +77,7 @@ def equal(difference: float | str) -> bool:
     return not isinstance(difference, str) and difference <= EQUAL
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
+def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
     """Seconds of one run of each program, `repeats` times in turn, or three if that takes long."""
     once = {name: _once(run, 1) for name, run in runs.items()}
     times = {name: max(1, int(SHORTEST / each)) for name, each in once.items()}
@@ -90,10 +93,14 @@ def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, n
     return {name: np.array(s) for name, s in seconds.items()}
 
 
-def _once(run: Callable[[], Any], times: int) -> float:
+def _once(run: Run, times: int) -> float:
+    alone, results = on_cpu(), None
     start = time.perf_counter()
     for _ in range(times):
-        run()
+        results = run.start()
+        if alone:
+            run.wait(results)
+    run.wait(results)
     return (time.perf_counter() - start) / times
 
 

@@ -13,8 +13,12 @@ from tests.cases import FAMILIES, FIRST_ROWS
 from tests.cases._case import Case
 
 CLASSES = 1000
-# Numbers in the predictions; the middle one is timed in full.
+# Numbers in the predictions; the last one is timed in full, and of a model's batches the middle.
 SIZES = (2**14, 2**18, 2**22)
+# An accelerator takes so much more at a time: less would fit its cache, or time its launches.
+LARGER = 16
+# As many numbers are drawn; more repeat them.
+DRAWN = 2**22
 OURS, NAIVE = "jaxloss", "naive"
 
 
@@ -59,20 +63,28 @@ def _work(case: Case, family: str, chosen: Sequence[str]) -> Work:
     others = {name: f for name, f in others.items() if not chosen or name in chosen}
     if case.model:
         m = case.model
-        ours, naive, sample, sizes, full = m.fn, m.naive, m.sample, m.sizes, m.sizes[1]
-        matmuls = m.matmuls
+        ours, naive, sample, sizes, matmuls = m.fn, m.naive, m.sample, m.sizes, m.matmuls
     else:
         ours, sample, matmuls = case.fn, _sample(case), None
         naive = case.naive if case.elementwise else jax.vmap(case.naive)
-        sizes, full = SIZES, SIZES[-1]
+        sizes = SIZES
+    sizes = [size if on_cpu() else LARGER * size for size in sizes]
+    full = sizes[1] if case.model else sizes[-1]
     losses = {OURS: ours, NAIVE: naive, **others}
     return Work(case.function, family, case, losses, sample, sizes, full, matmuls)
 
 
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _sample(case: Case):
     def sample(rng, size):
+        times = max(1, size // DRAWN)
         if case.elementwise:
-            return case.random(rng, size)
-        return case.random(rng, size // CLASSES, size=CLASSES)
+            drawn = case.random(rng, size // times)
+        else:
+            drawn = case.random(rng, size // times // CLASSES, size=CLASSES)
+        return jax.tree.map(lambda a: np.tile(a, (times,) + (1,) * (a.ndim - 1)), drawn)
 
     return sample

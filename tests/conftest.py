@@ -23,6 +23,9 @@ from tests.cases import FIRST_ROWS  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if jax.default_backend() != "cpu":
+    # An accelerator multiplies float32 in less by default.
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 # Of a function's further rows, those of its settings, only these run every time; and of all
 # rows not these modes and tests, which take long and repeat what others show.

@@ -1,9 +1,11 @@
 """The benchmarks run, compare equal work, and leave nothing out."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compare, memory, peers, pictures, programs, report, results, speed, works
+from benchmarks import (
+    compare,
+    memory,
+    models,
+    peers,
+    pictures,
+    programs,
+    report,
+    results,
+    speed,
+    works,
+)
+from benchmarks.aot import programs as aot_programs
 from benchmarks.works import NAIVE, OURS
 from tests.cases import FIRST_ROWS
 
@@ -134,7 +148,7 @@ IN_PASSES = [
 @pytest.mark.parametrize("work", works.works(IN_PASSES), ids=str)
 def test_no_pass_writes_an_array(work):
     batch = jax.tree.map(memory._shape, work.batch(work.full))
-    compiled = programs.compiled(work.losses[OURS], "consumed", batch)
+    compiled = programs.lowered(work.losses[OURS], "consumed", batch).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * 4 * work.full
 
 
@@ -187,3 +201,24 @@ def test_results_of_another_machine_are_not_mixed(tmp_path):
     path.write_text(json.dumps(data))
     results.save(path, "memory", [], {})
     assert set(results.load(path)) == {"machine", "settings", "memory"}
+
+
+def test_models_are_timed_and_failures_shown(monkeypatch):
+    case = aot_programs._head("head", 64, 32, 500)
+    monkeypatch.setattr(models, "installed", lambda program: program.needs is None)
+    broken = aot_programs.Program("broken", lambda mesh: lambda *_: fails(0, 0))
+    case = dataclasses.replace(case, programs=(*case.programs, broken))
+    rows = {row["program"]: row for row in models.rows(case, repeats=1)}
+    assert rows.keys() == {"jaxloss tokens", "jaxloss vocab", "naive", "broken", programs.LIMIT}
+    assert rows["naive"]["difference"] < 0.02 and rows["naive"]["seconds"] > 0
+    assert "ValueError" in rows["broken"]["error"]
+    shown = report._models(list(rows.values()))
+    assert all(name in shown for name in rows) and "ValueError" in shown
+
+
+def test_every_model_has_operands():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    for case in models.cases():
+        operands = jax.eval_shape(partial(models.operands, case, mesh))
+        assert [o.shape for o in operands] == [s.shape for s in case.shapes(mesh)]
+        assert all(case.classes for o in operands if o.dtype == jnp.int32)

@@ -13,7 +13,8 @@ from mpmath import mp, mpf
 
 import jaxloss
 from jaxloss._vectors import unit
-from tests.test_transforms import MESH, close, derivatives, quick
+from tests.devices import mesh
+from tests.test_transforms import close, derivatives, quick
 
 
 def compiled(mode):
@@ -163,7 +164,7 @@ def test_rows_of_a_device_meet_those_of_all(name, chunk_size):
         losses = loss(x, y, where=where, **options)
         return losses[None] if losses.ndim == 0 else losses
 
-    split = jax.shard_map(on_each, mesh=MESH, in_specs=P("i"), out_specs=P("i"))
+    split = jax.shard_map(on_each, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
     whole = functools.partial(loss, where=MASK)
     add = jnp.sum if name == "ntxent" else lambda losses: losses
     close(quick(lambda x: add(split(x, y, MASK)))(X), whole(X, y), 1e-4, 1e-5)
@@ -180,7 +181,7 @@ def test_gradient_inside_of_shard_map():
     def on_each(x, y):
         return jax.grad(lambda x: jaxloss.ntxent(x, y, axis_name="i"))(x)
 
-    split = jax.shard_map(on_each, mesh=MESH, in_specs=P("i"), out_specs=P("i"))
+    split = jax.shard_map(on_each, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
     close(quick(split)(X, LABELS), grad(jaxloss.ntxent)(X, LABELS), 1e-4)
 
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.cases import CASES, FIRST_ROWS
+from tests.devices import mesh
 
 
 def over(cases):
@@ -20,7 +21,6 @@ def over(cases):
 
 EVERY, EVERY_FUNCTION = over(CASES), over(FIRST_ROWS)
 BATCH = 16
-MESH = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
 # What is tested here is mostly what JAX makes of a loss, not what XLA makes of that.
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 quick = functools.partial(jax.jit, compiler_options=OPTIONS)
@@ -71,7 +71,7 @@ def branched(fn):
 
 
 def sharded(fn):
-    return jax.shard_map(fn, mesh=MESH, in_specs=P("i"), out_specs=P("i"))
+    return jax.shard_map(fn, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
 
 
 def remat(policy):
@@ -203,15 +203,15 @@ def test_an_empty_batch(case):
 @EVERY_FUNCTION
 def test_sharded_batch(case):
     x, y, want = plain(case.name)
-    rows = NamedSharding(MESH, P("i"))
+    rows = NamedSharding(mesh(i=8), P("i"))
     close(jax.jit(sweep(case), in_shardings=rows)(x, y), want)
 
 
 @over([c for c in FIRST_ROWS if not c.elementwise and c.sizes])
 def test_sharded_classes(case):
     x, y = case.random(rng(), 3, size=32)
-    columns = NamedSharding(MESH, P(None, "i"))
-    whole = NamedSharding(MESH, P())
+    eight = mesh(i=8)
+    columns, whole = NamedSharding(eight, P(None, "i")), NamedSharding(eight, P())
     target = whole if case.integer else columns
     got = jax.jit(sweep(case), in_shardings=(columns, target))(x, y)
     close(got, jax.jit(sweep(case))(x, y))

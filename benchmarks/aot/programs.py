@@ -40,6 +40,10 @@ class Case:
     programs: tuple[Program, ...]
     differentiated: tuple[int, ...] = (0,)
     devices: int = 1
+    # The matmuls of value and gradients, of (rows, inner, columns).
+    matmuls: tuple[tuple[int, int, int], ...] = ()
+    classes: int = 0  # integer operands are below it
+    paddings: tuple[int, ...] = ()  # operands that are all zeros
 
     def step(self, program: Program, mesh: Mesh) -> Callable[..., Any]:
         """The value and the gradients."""
@@ -137,7 +141,8 @@ def _head(name: str, n: int, d: int, v: int) -> Case:
         _tokamax("xla", "XLA"),
         _tokamax("mosaic_tpu", "Pallas"),
     )
-    return Case(name, shapes, (*sweeps, *others), (0, 1))
+    matmuls = (n, d, v), (n, v, d), (d, n, v)
+    return Case(name, shapes, (*sweeps, *others), (0, 1), matmuls=matmuls, classes=v)
 
 
 # The same, split over devices.
@@ -178,8 +183,10 @@ def _split_head(name: str, n: int, d: int, v: int, by: str, devices: int = 4) ->
 # Losses of what the model returns.
 
 
-def _plain(name: str, of: tuple[tuple[tuple[int, ...], Any], ...], *programs: Program) -> Case:
-    return Case(name, lambda mesh: tuple(Shape(*s) for s in of), programs)
+def _plain(
+    name: str, of: tuple[tuple[tuple[int, ...], Any], ...], *programs: Program, **of_case: Any
+) -> Case:
+    return Case(name, lambda mesh: tuple(Shape(*s) for s in of), programs, **of_case)
 
 
 def _softmax(name: str, n: int, classes: int) -> Case:
@@ -189,6 +196,7 @@ def _softmax(name: str, n: int, classes: int) -> Case:
         _ours(jaxloss.softmax_cross_entropy_with_integer_labels),
         _naive(TABLE["softmax_cross_entropy_with_integer_labels"]),
         _optax(lambda optax, jnp: optax.softmax_cross_entropy_with_integer_labels),
+        classes=classes,
     )
 
 
@@ -213,8 +221,9 @@ def _siglip(name: str, n: int, d: int) -> Case:
         return lambda x, y: jnp.sum(optax.sigmoid_binary_cross_entropy(*_all_pairs(x, y)), 1)
 
     of = (((n, d), jnp.float32), ((n, d), jnp.float32))
-    case = _plain(name, of, _ours(jaxloss.siglip_loss), _naive(naive), _optax(of_optax))
-    return Case(case.name, case.shapes, case.programs, (0, 1))
+    programs = _ours(jaxloss.siglip_loss), _naive(naive), _optax(of_optax)
+    matmuls = (n, d, n), (n, n, d), (n, n, d)
+    return _plain(name, of, *programs, differentiated=(0, 1), matmuls=matmuls)
 
 
 def _ctc(name: str, n: int, frames: int, labels: int, classes: int) -> Case:
@@ -228,6 +237,8 @@ def _ctc(name: str, n: int, frames: int, labels: int, classes: int) -> Case:
         ),
         _ours(jaxloss.ctc_loss),
         _optax(lambda optax, jnp: optax.ctc_loss),
+        classes=classes,
+        paddings=(1, 3),
     )
 
 

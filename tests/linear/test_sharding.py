@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
+from tests.devices import mesh
 from tests.linear.test_cross_entropy import assert_close, operands, settings
 
 P = PartitionSpec
@@ -21,10 +22,6 @@ SPLITS = {
     "features": (P(None, "m"), P("m")),
     "tokens and vocabulary": (P("d"), P(None, "m")),
 }
-
-
-def mesh(kind, **axes):
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), (kind,) * len(axes))
 
 
 def loss(hidden, weight, options, labels=LABELS, **static):
@@ -54,7 +51,7 @@ def test_vocabulary_in_shard_map(static):
     def local(hidden, weight, options):
         return loss(hidden, weight, options, axis_name="x", **static)
 
-    eight = mesh(AxisType.Auto, x=8)
+    eight = mesh(x=8)
     whole = jax.shard_map(local, mesh=eight, in_specs=specs, out_specs=P())
     outside = jax.value_and_grad(whole, (0, 1, 2))
     inside = jax.shard_map(
@@ -71,7 +68,7 @@ def test_vocabulary_in_shard_map(static):
 
 
 def test_vocabulary_in_shard_map_one_loss_a_token_and_statistics():
-    eight = mesh(AxisType.Auto, x=8)
+    eight = mesh(x=8)
     specs = P(), P(None, "x")
 
     def losses(hidden, weight):
@@ -103,9 +100,7 @@ def test_tokens_in_shard_map(sweep):
         part = loss(hidden, weight, {}, labels, reduction="sum", implementation=sweep, chunk_size=4)
         return jax.lax.psum(part, "x") / N
 
-    split = jax.shard_map(
-        local, mesh=mesh(AxisType.Auto, x=8), in_specs=(P("x"), P("x"), P()), out_specs=P()
-    )
+    split = jax.shard_map(local, mesh=mesh(x=8), in_specs=(P("x"), P("x"), P()), out_specs=P())
     value, (dh, dw) = jax.jit(jax.value_and_grad(split, (0, 2)))(HIDDEN, LABELS, WEIGHT)
     expected, gradients = reference({})
     assert_close((value, dh, dw), (expected, *gradients[:2]), 5e-6)
@@ -167,7 +162,7 @@ def test_memory_of_a_split_vocabulary():
         return jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=128, axis_name="x")
 
     def temporary(devices):
-        m = jax.make_mesh((devices,), ("x",), (AxisType.Auto,), devices=jax.devices()[:devices])
+        m = mesh(x=devices)
         split = jax.shard_map(local, mesh=m, in_specs=specs, out_specs=P())
         shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, v)))
         compiled = jax.jit(jax.value_and_grad(split, (0, 1))).lower(*shapes).compile()
@@ -181,7 +176,7 @@ def test_a_weight_that_is_not_split_is_an_error():
         return jaxloss.linear_cross_entropy(hidden, weight, LABELS, axis_name="x")
 
     split = jax.shard_map(
-        local, mesh=mesh(AxisType.Auto, x=8), in_specs=(P(), P(None, "x")), out_specs=P(),
+        local, mesh=mesh(x=8), in_specs=(P(), P(None, "x")), out_specs=P(),
         check_vma=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="check_vma=True"):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from jaxloss.linear import LinearStatistics
+from tests.devices import mesh
 from tests.test_transforms import close, quick, rng
 
 N, D, V = 11, 5, 13
@@ -479,13 +480,11 @@ def test_memory_falls_with_the_chunk(name):
 
 # Over devices.
 
-MESH = jax.make_mesh((8,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
-
 
 def over_vocabulary(fn, weights, count):
     """`fn` of `count` operands, of which those in `weights` have their last axis split."""
     specs = tuple(P(None, "v") if i in weights else P() for i in range(count))
-    return jax.jit(jax.shard_map(fn, mesh=MESH, in_specs=specs, out_specs=P()))
+    return jax.jit(jax.shard_map(fn, mesh=mesh(v=8), in_specs=specs, out_specs=P()))
 
 
 @NAMES
