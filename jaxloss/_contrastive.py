@@ -51,6 +51,8 @@ def ntxent(
         TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
 
     A row of zeros has a cosine of 0 with every other and a gradient of 0.
+    Inner products are exact to float32, on any platform; `jax.default_matmul_precision` can ask
+    for less, which is faster.
 
     References:
         Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
@@ -127,6 +129,8 @@ def info_nce(
         TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
 
     A row of zeros has a cosine of 0 with every other and a gradient of 0.
+    Inner products are exact to float32, on any platform; `jax.default_matmul_precision` can ask
+    for less, which is faster.
 
     References:
         van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018,
@@ -206,6 +210,8 @@ def siglip_loss(
         TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
 
     A row of zeros has a cosine of 0 with every other and a gradient of 0.
+    Inner products are exact to float32, on any platform; `jax.default_matmul_precision` can ask
+    for less, which is faster.
 
     References:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, arXiv:2303.15343.
@@ -273,6 +279,8 @@ def supervised_contrastive_loss(
         TypeError: a dtype is wrong. ValueError: a shape is, or a setting is out of range.
 
     A row of zeros has a cosine of 0 with every other and a gradient of 0.
+    Inner products are exact to float32, on any platform; `jax.default_matmul_precision` can ask
+    for less, which is faster.
 
     References:
         Khosla et al., Supervised Contrastive Learning, 2020, arXiv:2004.11362, equation 2.

@@ -430,35 +430,21 @@ class _LabelRow(NamedTuple):
 
 
 def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
-    top, tail, unbounded = _top_and_tail(x, labels, axis)
+    # Two looks. With one reduction for both, of two exponentials a class, value and gradient of
+    # 4096 x 1000 took an H100 0.14 ms, and 0.06 ms with the two of optax.
+    largest_logit, big = _top(x, axis), largest(x.dtype)
+    top = jnp.clip(largest_logit, -big, big)
+    tail = tail_of_others(x, labels, top, axis)
     x_label = of_label(x, labels, axis)
     gap = jnp.maximum(top - x_label, 0)
     e_label = jnp.exp(-gap)
     rest = beyond_one(tail, e_label)
     # The only sound infinite tail is that of a class of +inf other than the label.
-    sound = (tail < jnp.inf) | (unbounded & (x_label < jnp.inf))
+    sound = (tail < jnp.inf) | ((largest_logit == jnp.inf) & (x_label < jnp.inf))
     valid = (labels >= 0) & (labels < classes(x, axis)) & sound
     loss = nan_unless(valid, jnp.log1p(rest) + gap)
     # The barrier has these computed once, not in each of their users.
     return _LabelRow(*lax.optimization_barrier((top, tail, e_label, loss)))
-
-
-def _top_and_tail(x: Array, labels: Array, axis: ClassAxis) -> tuple[Array, Array, Array]:
-    """The largest logit, clipped to finite numbers; the tail of the classes but the label; and
-    whether the largest logit is infinite.
-    """
-    if isinstance(axis, Split):
-        return _in_two_sweeps(x, labels, axis=axis)
-    # On a GPU one look at the logits less. On a TPU the matmul that writes the logits finds their
-    # maximum; on a CPU the two sweeps are faster.
-    one, two = partial(_in_one_sweep, axis=axis), partial(_in_two_sweeps, axis=axis)
-    return lax.platform_dependent(x, labels, cuda=one, default=two)
-
-
-def _in_two_sweeps(x: Array, labels: Array, *, axis: ClassAxis) -> tuple[Array, Array, Array]:
-    largest_logit, big = _top(x, axis), largest(x.dtype)
-    top = jnp.clip(largest_logit, -big, big)
-    return top, tail_of_others(x, labels, top, axis), largest_logit == jnp.inf
 
 
 def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Array:
@@ -466,27 +452,6 @@ def tail_of_others(x: Array, labels: Array, top: Array, axis: ClassAxis) -> Arra
     # exp(-4096) is zero at the label; elsewhere the bump is far above any x - top <= 0.
     bump = label_bump(x, labels, axis, 128.0) - 4096
     return total(jnp.exp(jnp.minimum(x - top, bump)), axis)
-
-
-def _in_one_sweep(x: Array, labels: Array, *, axis: int) -> tuple[Array, Array, Array]:
-    """Each part of a row has a largest logit and a sum relative to it; they are merged in pairs."""
-    big = largest(x.dtype)
-    # How much of exp(x - top) counts: nothing of an excluded class and of the label, and without
-    # bounds a class of +inf, whose top is clipped.
-    index = lax.broadcasted_iota(labels.dtype, x.shape, axis)
-    counts = jnp.where(x == jnp.inf, x, jnp.ones_like(x))
-    counts = jnp.where((index == labels) | (x == -jnp.inf), 0, counts)
-
-    def merge(*parts):
-        top = jnp.maximum(parts[0][0], parts[1][0])
-        finite_top = jnp.minimum(top, big)
-        a, b = (tail * jnp.exp(jnp.minimum(its, big) - finite_top) for its, tail in parts)
-        return top, a + b
-
-    nothing = jnp.asarray(-big, x.dtype), jnp.zeros((), x.dtype)
-    top, tail = lax.reduce((jnp.maximum(x, -big), counts), nothing, merge, (axis,))
-    top, tail = jnp.expand_dims(top, axis), jnp.expand_dims(tail, axis)
-    return jnp.minimum(top, big), tail, top == jnp.inf
 
 
 def beyond_one(tail: Array, e_label: Array) -> Array:

@@ -576,3 +576,12 @@ def test_triplets_with_nan_survive_a_reduction():
     assert np.isnan(jax.jit(mean)(a))
     gradient = jax.jit(jax.grad(mean))(a)
     assert np.all(np.isnan(gradient[5])) and np.isnan(gradient).sum() == 8
+
+
+def test_matmuls_are_exact_unless_a_user_asks_for_less():
+    def text():
+        return jax.jit(lambda x, y: jaxloss.siglip_loss(x, y)).lower(X, Y).as_text()
+
+    assert "HIGHEST" in text()
+    with jax.default_matmul_precision("default"):
+        assert "HIGHEST" not in text()
