@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import _checks, _inputs
+from jaxloss._numerics import blocks
 from jaxloss._vectors import unit
 
 AxisName = str | tuple[str, ...] | None
@@ -108,17 +109,11 @@ def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None,
     n = len(rows.vectors)
     if size is None or size >= n:
         return block(rows, others, *settings)
-    count = -(-n // size)
-
-    def split(a: Array) -> Array:
-        # The last block is filled up with zeros, whose results are cut off again.
-        filled = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
-        return filled.reshape(count, size, *a.shape[1:])
-
     # A loop keeps the blocks apart by itself.
     block = partial(jax.checkpoint, prevent_cse=False)(block)
-    results = lax.map(lambda some: block(some, others, *settings), jax.tree.map(split, rows))
-    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], results)
+    split = jax.tree.map(lambda a: blocks(a, size, 0), rows)
+    results = lax.map(lambda some: block(some, others, *settings), split)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
 
 
 def products(rows: Side, others: Side) -> Array:
@@ -126,7 +121,7 @@ def products(rows: Side, others: Side) -> Array:
 
     Unless a user has said how to multiply: an error of 2**-9 counts for a temperature of 1/100.
     """
-    asked = jax.config.jax_default_matmul_precision
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     precision = lax.Precision.HIGHEST if asked is None else None
     return jnp.matmul(rows.vectors, others.vectors.T, precision=precision)
 

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
-from jaxloss._numerics import finite, largest, one_or_nan, one_program, softplus, times
+from jaxloss._numerics import blocks, finite, largest, one_or_nan, one_program, softplus, times
 from jaxloss._reduce import reduce_losses
 from jaxloss._softmax import soft_nll, softmax, total
 
@@ -258,16 +258,9 @@ def _against_lower(s, y, live, lists, margin, of_pair, chunk):
         return some((s, y, mine))
     # Kept are the items only: a chunk's pairs are computed anew where they are needed.
     some = jax.checkpoint(some, prevent_cse=False)
-    chunks = jax.tree.map(lambda a: _split(a, chunk), (s, y, mine))
+    chunks = jax.tree.map(lambda a: blocks(a, chunk, a.ndim - 1), (s, y, mine))
     each = jnp.moveaxis(lax.map(some, chunks), 0, -2)
     return each.reshape(*s.shape[:-1], each.shape[-2] * chunk)[..., :n]
-
-
-def _split(a: Array, chunk: int) -> Array:
-    """Chunks of the last axis along a new first one, the last of them padded."""
-    padding = [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % chunk)]
-    a = jnp.pad(a, padding)
-    return jnp.moveaxis(a.reshape(*a.shape[:-1], a.shape[-1] // chunk, chunk), -2, 0)
 
 
 def _chunk(size: int | None, s: Array) -> int:
