@@ -97,7 +97,8 @@ def write_readme(data: Data, folder: Path) -> None:
         f"On a {m['device'].upper()} ({m['cores']} cores), jax {versions['jax']}, by `python -m "
         f"benchmarks`. The [report]({here}/README.md) has every loss, size and library, memory, "
         f"compilation, and where we lose; "
-        f"[docs/accelerators.md](docs/accelerators.md) has TPUs and an H100, by their compilers.",
+        f"[docs/accelerators.md](docs/accelerators.md) has TPUs, by their compilers, and an H100, "
+        f"by its compiler and measured.",
         _picture(files, "speed", folder=f"{here}/"),
         *_geometric(data["speed"]),
         _some_failures(data["failures"]),
