@@ -12,7 +12,15 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, largest, nan_unless, one_program, tangent_sum, times
+from jaxloss._numerics import (
+    finite,
+    largest,
+    nan_unless,
+    one_program,
+    tangent_sum,
+    times,
+    zero_or_nan,
+)
 from jaxloss._softmax import label_bump, of_label, total
 
 
@@ -63,13 +71,13 @@ def _binary_sparsemax(x, z, where):
 @jax.custom_jvp
 def _sparse_nll(x: Array, z: Array) -> Array:
     # f(x) = max(x, 0) + max(1 - |x|, 0)**2 / 4, in arithmetic that shares nothing with the
-    # derivative: see `_binary._bce`, also for the infinities. A NaN is put back by 0 / NaN.
+    # derivative: see `_binary._bce`, also for the infinities.
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
     wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
     wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * z
     size = jnp.abs(2 * x)
     corner = jnp.maximum(2 - size, 0)
-    return corner * corner / 16 - wrong / eps + 0 / (2 + size)
+    return corner * corner / 16 - wrong / eps + zero_or_nan(2 * x, 2)
 
 
 @partial(_sparse_nll.defjvp, symbolic_zeros=True)
@@ -211,8 +219,7 @@ def _threshold(a: Array, axis: int) -> Array:
     def below(a, unit):
         return jnp.minimum((unit - unit * a) * huge, unit)
 
-    # A NaN, which some of XLA's CPU reductions drop in a maximum, is put back by 0 / NaN.
-    tops = total(1 - below(a, 1) + 0 / (1 + jnp.abs(a)), axis)
+    tops = total(1 - below(a, 1) + zero_or_nan(a), axis)
 
     def step(state):
         threshold, size, _ = state

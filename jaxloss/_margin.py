@@ -14,7 +14,16 @@ from jax.typing import ArrayLike
 
 from jaxloss import _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import finite, largest, nan_unless, one_program, relu, tangent_sum, times
+from jaxloss._numerics import (
+    finite,
+    largest,
+    nan_unless,
+    one_program,
+    relu,
+    tangent_sum,
+    times,
+    zero_or_nan,
+)
 from jaxloss._softmax import label_bump, of_label, total
 
 
@@ -221,8 +230,7 @@ def _label_hinge_row(s, labels, axis, margin):
     best = jnp.maximum(jnp.max(others, axis, keepdims=True), -big)
     lead = best - of_label(s, labels, axis) + margin
     best = jnp.minimum(best, big)
-    # The sum also shows a NaN, which some of XLA's CPU reductions drop in a maximum.
-    count = total(_is_best(s, labels, best, axis, 16.0) + 0 / (1 + jnp.abs(s)), axis) / 16
+    count = total(_is_best(s, labels, best, axis, 16.0) + zero_or_nan(s), axis) / 16
     sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(count + lead)
     share = nan_unless(
         sound, jnp.where(lead < 0, 0, 1 / jnp.maximum(count + jnp.where(lead == 0, 1, 0), 1))

@@ -116,6 +116,14 @@ def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
     return nan_unless(valid, jnp.ones(valid.shape, dtype))
 
 
+def zero_or_nan(x: Array, use: int = 1) -> Array:
+    """Puts back a NaN that `minimum` or `maximum` may drop in some of XLA's CPU reductions.
+
+    `use` is a constant that no other pass of the same loss has: see `_softmax`.
+    """
+    return 0 / (use + jnp.abs(x))
+
+
 def defined(x: Array) -> Array:
     """`x`, with a derivative of NaN where it is NaN, for a loss that is linear in it."""
     return x * one_or_nan(~jnp.isnan(x), x.dtype)
@@ -154,8 +162,7 @@ def _softplus_rule(primals, tangents):
 @jax.custom_jvp
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
-    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
-    return jnp.maximum(x, 0) + 0 / (1 + jnp.abs(x))
+    return jnp.maximum(x, 0) + zero_or_nan(x)
 
 
 @relu.defjvp
