@@ -8,8 +8,9 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
-from jaxloss._numerics import one_program, with_gradient
-from jaxloss._vectors import length, scaled, unit
+from jaxloss._numerics import one_program, shortcut, with_gradient
+from jaxloss._softmax import total
+from jaxloss._vectors import length, shrunk, unit
 
 
 def cosine_similarity(
@@ -96,10 +97,10 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
 
 
 def _of_units(a, b, axis, distance):
-    out = jnp.sum(a * b, axis, keepdims=True)
+    out = total(a * b, axis)
     if distance:
         # Half the squared difference, where the cosine would lose it beside the one.
-        out = jnp.where(out > 0.5, 0.5 * jnp.sum((a - b) ** 2, axis, keepdims=True), 1 - out)
+        out = jnp.where(out > 0.5, 0.5 * total((a - b) ** 2, axis), 1 - out)
     return out
 
 
@@ -108,30 +109,31 @@ def _with_gradient(p, t, *, axis, distance):
 
     Where they are close, as (b - a) + a (1 - <a, b>).
     """
-    sizes = length(p, axis, 1), length(t, axis, 2)
+    sizes = of_p, of_t = length(p, axis), length(t, axis)
 
-    def units(use):
-        return (scaled(x, size, use) for x, size in zip((p, t), sizes, strict=True))
+    def pair(use):
+        return (shrunk(x, size, use) for x, size in zip((p, t), sizes, strict=True))
 
-    def total(x):
-        return jnp.sum(x, axis, keepdims=True)
+    def apart(*_):
+        a, b = (4 * size.inverse * x for size, x in zip(sizes, pair(2), strict=True))
+        return total((a - b) ** 2, axis) / 2
 
-    a, b = units(1)
-    out = cosine = total(a * b) / 16
-    close = jnp.zeros_like(cosine)
-    rest = -cosine
+    x, y = pair(0)
+    out = cosine = total(x * y, axis) * (of_p.inverse * of_t.inverse)
+    # The factors of b, and of a in one step or, for its precision, in two.
+    factor, parts = of_p.shrink * of_p.inverse, [of_t.inverse, -cosine * of_p.inverse]
     if distance:
-        a, b = units(2)
-        apart = total((a - b) ** 2) / 512
-        close = (cosine > 0.5).astype(p.dtype)
-        out = jnp.where(cosine > 0.5, apart, 1 - cosine)
-        rest = jnp.where(cosine > 0.5, apart, -cosine)
-    sign = (-1 if distance else 1) / 64
-    factor, close, rest = lax.optimization_barrier(
-        (sign * sizes[0].inverse * sizes[0].shrink, close, rest)
-    )
-    a, b = units(3)
-    return out, ((b - close * a) + rest * a) * factor
+        close = cosine > 0.5
+        near = shortcut(~jnp.any(close), lambda *_: jnp.zeros_like(cosine), apart)
+        out = jnp.where(close, near, 1 - cosine)
+        first, rest = jnp.where(close, -1, 0), jnp.where(close, near, -cosine)
+        factor, parts = -factor, [of_t.inverse, first * of_p.inverse, rest * of_p.inverse]
+    of_b, *of_a = lax.optimization_barrier([2 * factor * part for part in parts])
+    x, y = pair(1)
+    gradient = y * of_b
+    for part in of_a:
+        gradient += x * part
+    return out, gradient
 
 
 def _floored_unit(x, epsilon, axis):

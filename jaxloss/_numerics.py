@@ -105,6 +105,20 @@ def with_gradient(
     return loss
 
 
+def shortcut(
+    easy: Array, cheap: Callable[..., Any], full: Callable[..., Any], *operands: Array
+) -> Any:
+    """`full(*operands)`, or on a CPU, where that is `easy`, the same by `cheap`.
+
+    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    """
+
+    def either(*operands):
+        return lax.cond(easy, cheap, full, *operands)
+
+    return lax.platform_dependent(*operands, cpu=either, default=full)
+
+
 def nan_unless(valid: Array, x: Array) -> Array:
     """`x` where valid, else NaN: as 0 / 0, so that `jax_debug_nans` sees no NaN before its time."""
     one = valid.astype(x.dtype)

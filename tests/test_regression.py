@@ -148,12 +148,38 @@ def test_gaussian_variance():
     assert jax.grad(nll)(4.0, 2.0) == 0  # Least where it is the squared error.
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1, 1e20, 1e30])
+SCALES = [1.2e-38, 1e-30, 1e-25, 1e-10, 1, 1e10, 1e20, 1e30, 1e38]
+
+
+@pytest.mark.parametrize("scale", SCALES[1:])
 def test_cosine_of_any_scale(scale):  # optax: inf at 1e-25, 0 at 1e20
-    a, b = f32(3, 4, 0) * scale, f32(4, 3, 0)
+    a, b = f32(3, 4, 0) / 4 * scale, f32(4, 3, 0)
     np.testing.assert_allclose(jaxloss.cosine_similarity(a, b), 0.96, rtol=1e-6)
     np.testing.assert_allclose(jaxloss.cosine_similarity(b, a), 0.96, rtol=1e-6)
     np.testing.assert_allclose(jaxloss.cosine_distance(a, a * 2), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fn", "sign"), [(jaxloss.cosine_similarity, 1), (jaxloss.cosine_distance, -1)]
+)
+@pytest.mark.parametrize("beside", [1, 0])  # A row of zeros is what no shortcut does for.
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradient_of_cosine_of_any_scale(scale, beside, fn, sign):
+    """Also of rows beside those of another scale; and of targets of another scale."""
+    p, t = np.tile([[1.5], [2], [-1]], 3).T, np.float32([[2, 2.5, -2], [1.5, 2, -1], [2, -1, 2]])
+    a, b = p / math.sqrt(7.25), t / np.linalg.norm(t, axis=1, keepdims=True)
+    cosine = np.sum(a * b, 1, keepdims=True)
+    rows, last = (cosine, beside) if sign == 1 else (1 - cosine, 1 - beside)
+    run = jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(fn(x, y))))
+    for others in SCALES:
+        x, y = (np.pad(v * s, [(0, 1), (0, 0)]) for v, s in ((p, scale), (t, others)))
+        x[-1] = y[-1] = beside
+        value, gradient = run(np.float32(x), np.float32(y))
+        np.testing.assert_allclose(value, np.sum(rows) + last, rtol=1e-6)
+        slope = np.float64(gradient[:-1]) * scale * math.sqrt(7.25)
+        # What is less than the least number is none.
+        least = 2e-38 * scale * math.sqrt(7.25)
+        np.testing.assert_allclose(slope, sign * (b - a * cosine), atol=5e-7 + least)
 
 
 def test_cosine_of_half_precision():  # optax: 0
