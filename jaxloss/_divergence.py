@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
@@ -16,9 +16,11 @@ from jaxloss._numerics import (
     largest,
     nonnegative,
     one_program,
+    shortcut,
     times,
     with_gradient,
     xlogy,
+    zero_or_nan,
 )
 from jaxloss._softmax import ClassAxis, soft_nll, softmax, total
 
@@ -77,26 +79,35 @@ def _kl(log_p, t, live, *, axis, measures=False):
         return total(terms + (jnp.exp(log_p) - t) if measures else terms, axis)
 
     def fast(log_p, t):
-        log_t = jnp.log(t + float(jnp.finfo(t.dtype).tiny))
-        loss = _cross(t, log_t, log_p, axis)
-        # NaN for a negative target.
-        slope = -0.0 * jnp.sqrt(t) - t
+        loss = _cross(log_p, t, lambda t: (t, jnp.log(t + float(jnp.finfo(t.dtype).tiny))), axis)
+        loud = _loud(loss, log_p, t, lambda log_p, t: zero_or_nan(log_p) - 0 * jnp.sqrt(t))
         if measures:
             loss += total(jnp.exp(log_p) - t, axis)
-            return loss, slope + _exp_again(log_p)
-        return loss, slope + _nan_or_zero(log_p)
+            return loss, (loud - t) + _exp_again(log_p)
+        return loss, loud - t
 
-    log_p, t = _inputs.exclude(live, log_p, -jnp.inf), _inputs.exclude(live, t, 0)
+    # What is no class is no term; a measure has none of it either.
+    log_p = _inputs.exclude(live, log_p, -jnp.inf if measures else 0)
+    t = _inputs.exclude(live, t, 0)
     return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, t), axis)
 
 
-def _cross(t, log_t, log_p, axis):
-    """`sum(t * (log_t - log_p))`, as arithmetic, where `log_p` may be -inf: see `_softmax`."""
-    # A power of two takes an infinity to a finite number and back: times zero, it is zero.
-    eps, least = float(jnp.finfo(t.dtype).eps), -largest(t.dtype)
-    behind = (log_t * eps) - jnp.maximum(log_p * eps, least)
-    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
-    return total(t * behind + 0 / (1 + jnp.abs(log_p)), axis) / eps
+def _cross(log_p, targets, parts, axis):
+    """`sum(t * (log_t - log_p))`, for the `t, log_t = parts(targets)`; `log_p` may be -inf."""
+
+    def plain(log_p, targets):
+        t, log_t = parts(targets)
+        return total(t * (log_t - log_p), axis)
+
+    def full(log_p, targets):
+        t, log_t = parts(targets)
+        # A power of two takes an infinity to a finite number and back: times zero, it is zero.
+        eps, least = float(jnp.finfo(t.dtype).eps), -largest(t.dtype)
+        behind = (log_t * eps) - jnp.maximum(log_p * eps, least)
+        return total(t * behind + zero_or_nan(log_p), axis) / eps
+
+    loss = plain(log_p, targets)
+    return shortcut(jnp.all(jnp.isfinite(loss)), lambda *_: loss, full, log_p, targets)
 
 
 def kl_divergence_with_log_targets(
@@ -131,10 +142,20 @@ def kl_divergence_with_log_targets(
     return _kl_of_logs(log_p, log_t, live, axis=axis)
 
 
-def _nan_or_zero(x):
-    """NaN where `x` is, by an arithmetic that the value does not share: one look at all inputs
-    gives value and gradient on accelerators."""
-    return -0.0 / (3 + jnp.abs(2 * x))
+def _loud(loss, log_p, targets, of_entries):
+    """Zeros, to add to a gradient: NaN where that has to be.
+
+    On accelerators one look at all inputs gives value and gradient, by `of_entries`; on a CPU
+    the loss of the row, which is NaN if any entry is, saves that a look.
+    """
+
+    def of_row(loss, log_p, _):
+        return jnp.broadcast_to(jnp.where(jnp.isnan(loss), loss, 0), log_p.shape)
+
+    def default(_, *entries):
+        return of_entries(*entries)
+
+    return lax.platform_dependent(loss, log_p, targets, cpu=of_row, default=default)
 
 
 def _exp_again(x):
@@ -149,11 +170,12 @@ def _kl_of_logs(log_p, log_t, live, *, axis):
         return total(times(t, log_t) - times(t, defined(log_p)), axis)
 
     def fast(log_p, log_t):
-        finite_log = jnp.maximum(log_t, -1000)  # Its exponential is zero, and so is the term.
-        loss = _cross(jnp.exp(log_t), finite_log, log_p, axis)
-        return loss, _nan_or_zero(log_p) - _exp_again(log_t)
+        # The exponential of -1000 is zero, and so is the term.
+        loss = _cross(log_p, log_t, lambda m: (jnp.exp(m), jnp.maximum(m, -1000)), axis)
+        loud = _loud(loss, log_p, log_t, lambda log_p, _: zero_or_nan(log_p))
+        return loss, loud - _exp_again(log_t)
 
-    log_p, log_t = (_inputs.exclude(live, a, -jnp.inf) for a in (log_p, log_t))
+    log_p, log_t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, log_t, -jnp.inf)
     return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
