@@ -9,7 +9,8 @@ import pytest
 
 import jaxloss
 from jaxloss import Loss, tf
-from tests.test_transforms import EVERY_FUNCTION
+from tests.cases import FIRST_ROWS
+from tests.test_transforms import EVERY_FUNCTION, close, over
 
 ce = jaxloss.softmax_cross_entropy_with_integer_labels
 X = jnp.array([[2.0, 0, 1], [0, 1, 0], [1, 1, 3]])
@@ -193,3 +194,25 @@ def test_nan_is_loud_in_its_own_example(case):
     assert np.any(np.isnan(gradient[5]))
     assert not np.any(np.isnan(np.delete(gradient, 5, 0)))
     assert np.isnan(jax.jit(lambda x: jnp.sum(jax.grad(mean)(x) ** 2))(x))
+
+
+# With a short form on a CPU.
+SHORTER = [
+    "cosine_similarity",
+    "cosine_distance",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
+    "generalized_kl_divergence",
+]
+
+
+@over([case for case in FIRST_ROWS if case.name in SHORTER])
+def test_what_accelerators_run_gives_the_same(case, monkeypatch):
+    def both(x, y):
+        return jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(case.fn(x, y))))(x, y)
+
+    batch = case.random(np.random.default_rng(0), 64)
+    want = both(*batch)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
+    close(both(*batch), want)
+    test_nan_is_loud_in_its_own_example(case)
