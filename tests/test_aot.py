@@ -169,6 +169,10 @@ LOOKS = {
     "hinge_loss": (ELEMENTS, 1),
     "poisson_nll": (ELEMENTS, 1),
     "kl_divergence": (SOFT, 1),
+    # The largest entries of both, their norms, their product and the gradient; one of these
+    # looks gives the difference as well.
+    "cosine_similarity": (SOFT, 6),
+    "cosine_distance": (SOFT, 6),
     # The largest logit, the sum, the gradient.
     "softmax_cross_entropy_with_integer_labels": (LABELS, 3),
     # And the labels of the other classes, where one class is far ahead.
