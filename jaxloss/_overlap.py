@@ -380,7 +380,7 @@ def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
         return jnp.stack(outcomes(sigmoid(x), sigmoid(-x), t, axis))
     # XLA's CPU backend sums up arithmetic in one pass, but writes out what two passes share, if
     # only a constant: hence the powers of two. At the largest logit 1 - e is exactly zero.
-    gap, tail = row(x, 0)
+    _, gap, tail = row(x, 0)
     e, scale = jnp.exp(-gap), 1 / (1 + tail)
     tp = jnp.sum(e * (t * (16 * scale)), axis) / 16
     fp = jnp.sum(e * ((2 - 2 * t) * (2 * scale)), axis) / 4

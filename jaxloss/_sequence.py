@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxloss import _checks
+from jaxloss._frames import Frames, class_nll, frames_of, probability
 from jaxloss._numerics import largest, one_or_nan, one_program
-from jaxloss._softmax import logsumexp, softmax
+from jaxloss._softmax import logsumexp
 
 
 def ctc_loss(
@@ -192,8 +192,13 @@ def _ctc_loss(x, live, labels, kept, valid, *, blank, zero_infinity):
 
 @partial(one_program, static_argnames=("blank", "zero_infinity"))
 def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_infinity) -> Any:
-    loss, log_alphas = _ctc(_Batch(x, live, labels, kept, valid), blank)
-    blanks, others = log_alphas[:, :, ::2], log_alphas[:, :, 1::2]
+    loss, out = _ctc(_Batch(x, live, labels, kept, valid), blank)
+    offsets = _offsets(out.before, live.T)[1:, :, None]
+    blanks, others = (
+        jnp.concatenate([before, last[None]])[1:] + offsets
+        for before, last in zip(out.before, out.last, strict=True)
+    )
+    others = others[:, :, :-1]
     if x.shape[1]:
         both = logsumexp(jnp.stack([blanks[-1, :, 1:], others[-1]]), 0)[0]
         blanks = blanks.at[-1, :, 1:].set(both)
@@ -209,149 +214,218 @@ def _finish(loss: Array, valid: Array, zero_infinity: bool) -> Array:
     return loss * one_or_nan(valid, loss.dtype)
 
 
-# The states are a blank, the first label, a blank, the second label, ..., a blank: S = 2 N + 1
-# of them. A sequence of classes passes through one path of states or is rejected.
+# The states are a blank, the first label, a blank, the second label, ..., a blank. A sequence of
+# classes passes through one path of states or is rejected. Blanks and labels have an array each,
+# of one shape, so that a step is arithmetic on whole arrays; the last of the labels is none.
 
 
-def _ctc(batch: _Batch, blank: int) -> tuple[Array, Array]:
-    """The losses, and the logarithms of the forward probabilities, (T, B, S)."""
-    live = batch.live.T[:, :, None]
-    nll = softmax(jnp.where(batch.live[:, :, None], batch.x, 0), 2).nll
-    own = _states(jnp.full_like(batch.labels, blank, shape=(len(nll), 1)), batch.labels)
+class _States(NamedTuple):
+    blanks: Array  # (..., N + 1)
+    labels: Array  # (..., N + 1)
+
+
+def _ctc(batch: _Batch, blank: int) -> tuple[Array, "_Forward"]:
+    """The losses, and the forward recursion."""
     n = jnp.sum(batch.kept, 1, dtype=jnp.int32)[:, None]
-    state = lax.broadcasted_iota(jnp.int32, own.shape, 1)
-    label_nll = jnp.take_along_axis(nll, batch.labels[:, None], 2, mode="promise_in_bounds")
-    emissions = -_states(nll[:, :, blank : blank + 1], label_nll)
-    emissions = jnp.where((state <= 2 * n)[:, None], emissions, -jnp.inf).swapaxes(0, 1)
-    emissions = jnp.where(live, emissions, 0)
-    # A label may follow the one before it without a blank in between, unless they are the same.
-    skip = (own != blank) & (own != _later(own, 2, blank))
-    out = _forward(emissions, live, skip)
-    final = (state >= 2 * n - 1) & (state <= 2 * n)
-    loss = (-logsumexp(jnp.where(final, out.last, -jnp.inf), 1) - out.offset)[:, 0]
-    # It counts only where the labels are likely, and costs a fifth of a gradient.
-    constants = lax.stop_gradient((nll, emissions, out))
-    rejected = lax.cond(
-        jnp.any(loss < 1),
-        lambda: _rejected(batch, blank, own, final, *constants),
-        lambda: jnp.ones_like(loss),
+    classes = jnp.pad(batch.labels, ((0, 0), (0, 1)), constant_values=blank)
+    index = lax.broadcasted_iota(jnp.int32, classes.shape, 1)
+    live = batch.live.T
+    frames = frames_of(batch.x, batch.live)
+    emissions = -class_nll(batch.x, classes, frames)
+    emissions = _States(
+        emissions[:, :, -1].T,
+        jnp.where((index < n)[:, None], emissions, -jnp.inf).swapaxes(0, 1),
     )
-    return _near_zero(loss, rejected), out.alphas + out.offsets
+    # A label may follow the one before it without a blank in between, unless they are the same.
+    skip = classes != _later(classes, blank)
+    out = _forward(emissions, live, skip, index <= n)
+    final = _States(index == n, index == n - 1)
+    ends = [jnp.where(is_final, a, -jnp.inf) for is_final, a in zip(final, out.last, strict=True)]
+    loss = -logsumexp(jnp.concatenate(ends, 1), 1)[:, 0] - jnp.sum(_shifts(out.before, live), 0)
+    # It counts only where the labels are likely, and costs a fifth of a gradient. The logits go in
+    # as they came: of what is computed of them, it would need an array.
+    constants = lax.stop_gradient((batch, classes, final, frames, emissions.labels, out))
+    rejected = lax.cond(
+        jnp.any(loss < 1), lambda: _rejected(*constants), lambda: jnp.ones_like(loss)
+    )
+    return _near_zero(loss, rejected), out
 
 
-def _states(blank: Array, labels: Array) -> Array:
-    """The blank between all labels, and on both sides, along the last axis."""
-    pairs = jnp.stack([jnp.broadcast_to(blank, labels.shape), labels], -1)
-    return jnp.concatenate([pairs.reshape(*labels.shape[:-1], 2 * labels.shape[-1]), blank], -1)
-
-
-def _later(a: Array, by: int, fill: float) -> Array:
-    """Moved by some states along the last axis."""
-    padding = ((0, 0),) * (a.ndim - 1) + ((by, 0),)
-    return jnp.pad(a, padding, constant_values=fill)[..., : a.shape[-1]]
-
-
-def _ways(a: Array, fill: float) -> tuple[Array, ...]:
-    """What each state has from itself, from the state before and from the one before that."""
-    return a, _later(a, 1, fill), _later(a, 2, fill)
+def _later(a: Array, fill: float) -> Array:
+    """What is of the label before."""
+    return lax.pad(a, jnp.asarray(fill, a.dtype), [(0, 0, 0)] * (a.ndim - 1) + [(1, -1, 0)])
 
 
 class _Forward(NamedTuple):
-    alphas: Array  # (T, B, S), logarithms less the offset
-    offsets: Array  # (T, B, 1)
-    weights: tuple[Array, ...]  # three of (T, B, S), the share of each way into a state
-    last: Array  # (B, S), of alphas
-    offset: Array  # (B, 1)
+    before: _States  # of (T, B, N + 1), logarithms less the offset, before each frame
+    last: _States  # after the last
 
 
 @jax.custom_jvp
-def _forward(emissions: Array, live: Array, skip: Array) -> _Forward:
+def _forward(emissions: _States, live: Array, skip: Array, reached: Array) -> _Forward:
     """The forward recursion, `alpha[t, s] = log(sum of exp(alpha[t - 1, way])) + emission[t, s]`.
 
-    Its values are kept near zero by an offset, so that they have digits to spare.
+    Its values are kept near zero by an offset, so that they have digits to spare: each frame
+    shifts them by the largest there was before it.
     """
 
     def step(carry, frame):
-        alpha, offset = carry
+        alpha, shift = carry
         emission, live = frame
-        stay, move, jump = _ways(alpha, -jnp.inf)
-        jump = jnp.where(skip, jump, -jnp.inf)
-        top = jnp.maximum(jnp.maximum(stay, jnp.maximum(move, jump)), -largest(alpha.dtype))
-        shares = jnp.exp(stay - top), jnp.exp(move - top), jnp.exp(jump - top)
-        total = sum(shares)
-        new = top + jnp.log(total) + emission
-        shift = jnp.max(new, 1, keepdims=True)
-        shift = jnp.where(live & (shift != -jnp.inf), shift, 0)
-        scale = jnp.where(total == 0, 0, 1 / total)
-        # A padded frame changes nothing.
-        weights = tuple(
-            jnp.where(live, share * scale, float(i == 0)) for i, share in enumerate(shares)
-        )
-        carry = jnp.where(live, new - shift, alpha), offset + shift
-        return carry, (*carry, weights)
+        emission = _States(jnp.where(reached, emission.blanks[:, None], -jnp.inf), emission.labels)
+        new = jax.tree.map(lambda a, e: (a - shift) + e, _ways(alpha, skip), emission)
+        new = _unless_padded(live, new, alpha)
+        return (new, _largest(new)), alpha
 
-    nothing = jnp.zeros_like(jnp.sum(emissions, 0))
+    nothing = jnp.zeros_like(jnp.sum(emissions.labels, 0))
     first = lax.broadcasted_iota(jnp.int32, nothing.shape, 1) == 0
-    start = jnp.where(first, nothing, -jnp.inf), nothing[:, :1]
-    (last, offset), (alphas, offsets, weights) = lax.scan(step, start, (emissions, live))
-    return _Forward(alphas, offsets, weights, last, offset)
+    start = _States(jnp.where(first, nothing, -jnp.inf), jnp.full_like(nothing, -jnp.inf))
+    (last, _), before = lax.scan(step, (start, _largest(start)), (emissions, live))
+    return _Forward(before, last)
 
 
-@partial(_forward.defjvp, symbolic_zeros=True)
+def _ways(alpha: _States, skip: Array) -> _States:
+    """What comes into each state: from itself, the one before and, at some, the one before that."""
+    blanks = _log_add(alpha.blanks, _later(alpha.labels, -jnp.inf))
+    return _States(blanks, _log_add(alpha.labels, jnp.where(skip, blanks, alpha.blanks)))
+
+
+def _unless_padded(live: Array, new: _States, old: _States) -> _States:
+    """A padded frame changes nothing."""
+    return jax.tree.map(lambda *of: jnp.where(live[:, None], *of), new, old)
+
+
+def _log_add(a: Array, b: Array) -> Array:
+    return jnp.maximum(a, b) + jnp.log(1 + jnp.exp(-_distance(a, b)))
+
+
+def _distance(a: Array, b: Array) -> Array:
+    """`abs(a - b)`, also of two -inf."""
+    return jnp.maximum(jnp.maximum(a, b), -largest(a.dtype)) - jnp.minimum(a, b)
+
+
+def _largest(alpha: _States) -> Array:
+    # Finite in a frame that cannot be reached; `jnp.max` would make that another kernel.
+    top = jnp.maximum(*alpha)
+    least = jnp.asarray(-largest(top.dtype), top.dtype)
+    return lax.reduce(top, least, jnp.maximum, (top.ndim - 1,))[..., None]
+
+
+def _shifts(before: _States, live: Array) -> Array:
+    """By how much each frame shifts, (T, B)."""
+    return jnp.where(live, _largest(lax.stop_gradient(before))[..., 0], 0)
+
+
+def _offsets(before: _States, live: Array) -> Array:
+    """The offsets before all frames and after the last, (T + 1, B)."""
+    return jnp.pad(jnp.cumsum(_shifts(before, live), 0), ((1, 0), (0, 0)))
+
+
+@_forward.defjvp
 def _forward_rule(primals, tangents):
     #   d alpha[t] = sum over ways of w * (d alpha[t - 1], along the way) + d emission[t]
-    #   d w = w * ((d alpha[t - 1], along the way) - sum over ways of the same, times w)
-    # In reverse the first is the backward recursion, over probabilities instead of logarithms.
-    d_emissions, _, _ = tangents
+    # In reverse it is the backward recursion, over probabilities instead of logarithms.
+    (_, live, skip, reached), (d_emissions, *_) = primals, tangents
     out = _forward(*primals)
-    zero = jax.tree.map(jnp.zeros_like, out)
-    if isinstance(d_emissions, SymbolicZero):
-        return out, zero
+    d_blanks = jnp.where(reached, d_emissions.blanks[:, :, None], 0)
 
+    # The shares w are computed anew in reverse: five arrays that are not kept.
+    @partial(jax.checkpoint, prevent_cse=False)
     def step(d_alpha, frame):
-        weights, d_emission = frame
-        d_alpha = _along(weights, d_alpha) + d_emission
-        return d_alpha, d_alpha
+        alpha, live, d_emission = frame
+        new = jax.tree.map(jnp.add, _along(_shares(alpha, skip), d_alpha), _States(*d_emission))
+        return _unless_padded(live, new, d_alpha), jnp.stack(d_alpha)
 
-    d_last, d_alphas = lax.scan(step, zero.last, (out.weights, d_emissions))
-    before = jnp.concatenate([zero.last[None], d_alphas])[:-1]
-    mean = _along(out.weights, before)
-    d_weights = tuple(w * (d - mean) for w, d in zip(out.weights, _ways(before, 0), strict=True))
-    return out, _Forward(d_alphas, zero.offsets, d_weights, d_last, zero.offset)
-
-
-def _along(weights: tuple[Array, ...], a: Array) -> Array:
-    stay, move, jump = (w * v for w, v in zip(weights, _ways(a, 0), strict=True))
-    return stay + move + jump
+    nothing = jax.tree.map(jnp.zeros_like, out.last)
+    frames = out.before, live, jnp.stack([d_blanks, d_emissions.labels], 1)
+    d_last, d_before = lax.scan(step, nothing, frames)
+    return out, _Forward(_States(*d_before.swapaxes(0, 1)), d_last)
 
 
-def _rejected(batch: _Batch, blank: int, own, final, nll, emissions, out: _Forward) -> Array:
+class _Shares(NamedTuple):
+    """What each way has of all that comes into a state."""
+
+    blanks: tuple[Array, Array]  # from itself, and from the label before
+    labels: tuple[Array, Array, Array]  # from itself, the blank before and the label before
+
+
+def _each_way(a: _States) -> _Shares:
+    before = _later(a.labels, 0)
+    return _Shares((a.blanks, before), (a.labels, a.blanks, before))
+
+
+def _along(shares: _Shares, a: _States) -> _States:
+    def of(ways, values) -> Any:
+        return sum(w * v for w, v in zip(ways, values, strict=True))
+
+    return _States(*map(of, shares, _each_way(a)))
+
+
+@jax.custom_jvp
+def _shares(alpha: _States, skip: Array) -> _Shares:
+    before = _later(alpha.labels, -jnp.inf)
+    stay, jump = _split(alpha.blanks, before)
+    both = _log_add(alpha.blanks, before)
+    own, rest = _split(alpha.labels, jnp.where(skip, both, alpha.blanks))
+    move = jnp.where(skip, rest * stay, rest)
+    return _Shares((stay, jump), (own, move, jnp.where(skip, rest * jump, 0)))
+
+
+@_shares.defjvp
+def _shares_rule(primals, tangents):
+    #   d w = w * ((d alpha, along the way) - sum over ways of the same, times w)
+    # Not as a product of two shares: their derivatives cancel where a label is rarely reached.
+    shares, d_alpha = _shares(*primals), tangents[0]
+    means = _along(shares, d_alpha)
+
+    def of(ways, values, mean):
+        return tuple(w * (d - mean) for w, d in zip(ways, values, strict=True))
+
+    return shares, _Shares(*map(of, shares, _each_way(d_alpha), means))
+
+
+def _split(a: Array, b: Array) -> tuple[Array, Array]:
+    """`exp(a)` and `exp(b)` over their sum; halves if both are zero."""
+    less = jnp.exp(-_distance(a, b))
+    more = 1 / (1 + less)
+    less = less * more
+    return jnp.where(a >= b, more, less), jnp.where(a >= b, less, more)
+
+
+def _rejected(
+    batch: _Batch,
+    classes: Array,
+    final: _States,
+    frames: Frames,
+    labels: Array,
+    out: _Forward,
+) -> Array:
     """The probability of all that does not read as the labels, a sum without a negative term.
 
     A path ends where a frame emits a class that does not go on from its state, or in a state
     that is not final.
     """
-    labels, kept = batch.labels, batch.kept
     # Classes that are not among the labels end every path.
-    rows = lax.broadcasted_iota(jnp.int32, own.shape, 0)
-    foreign = jnp.ones_like(jnp.sum(nll, 1)).at[rows, own].set(0)
-    by_foreign = jnp.sum(jnp.exp(-nll) * foreign[:, None], 2).T
+    rows = lax.broadcasted_iota(jnp.int32, classes.shape, 0)
+    foreign = jnp.ones_like(jnp.sum(batch.x, 1)).at[rows, classes].set(0)
+    by_foreign = jnp.sum(probability(batch.x, frames) * foreign[:, None], 2).T
     # Others, each at its first occurrence, end it in the states that they do not go on from.
-    same = labels[:, :, None] == labels[:, None]
+    kept = jnp.pad(batch.kept, ((0, 0), (0, 1)))
+    same = classes[:, :, None] == classes[:, None]
     first = kept & ~jnp.any(jnp.tril(same, -1), 2)
-    after = jnp.pad(jnp.where(kept, labels, -1), ((0, 0), (0, 1)), constant_values=-1)
-    after = jnp.repeat(after, 2, 1)[:, 1:]
-    label = labels[:, :, None]
-    ends = first[:, :, None] & (label != own[:, None]) & (label != after[:, None])
-    alphas = jnp.exp(out.alphas + out.offsets)
-    state = lax.broadcasted_iota(jnp.int32, out.last.shape, 1)
-    before = jnp.concatenate([(state == 0).astype(nll.dtype)[None], alphas])[:-1]
-    where_ended = jnp.einsum(
-        "tbs,bns->tbn", before, ends.astype(nll.dtype), precision=lax.Precision.HIGHEST
+    to = same & kept[:, None]
+    after = jnp.pad(to[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
+    ended_by = first[:, :, None] & ~to, first[:, :, None] & ~same & ~after
+    offsets = _offsets(out.before, batch.live.T)[:, :, None]
+    at_frame = jnp.zeros_like(by_foreign)
+    for before, ends in zip(out.before, ended_by, strict=True):
+        p = jnp.exp(before + offsets[:-1])
+        ended = jnp.einsum("tbs,bns->tbn", p, ends.astype(p.dtype), precision=lax.Precision.HIGHEST)
+        at_frame += by_foreign * jnp.sum(p, 2) + jnp.sum(jnp.exp(labels) * ended, 2)
+    at_end = sum(
+        jnp.sum(jnp.where(is_final, 0, jnp.exp(last + offsets[-1])), 1)
+        for is_final, last in zip(final, out.last, strict=True)
     )
-    at_frame = by_foreign * jnp.sum(before, 2)
-    at_frame += jnp.sum(jnp.exp(emissions[:, :, 1::2]) * where_ended, 2)
-    at_end = jnp.sum(jnp.where(final, 0, jnp.exp(out.last + out.offset)), 1)
     return jnp.sum(jnp.where(batch.live.T, at_frame, 0), 0) + at_end
 
 

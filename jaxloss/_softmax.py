@@ -117,21 +117,27 @@ def here(labels: Array, n: int, axis: ClassAxis) -> Array:
 
 
 class Row(NamedTuple):
+    top: Array  # the largest logit
     gap: Array  # max - x, in [0, inf]
     tail: Array  # sum of exp(-gap) over all classes but one of the largest
 
 
 def row(x: Array, axis: ClassAxis, groups: Array | None = None) -> Row:
-    # Selects, not minimum and maximum: some of XLA's CPU reductions drop NaN in those.
-    big = largest(x.dtype)
     top = _top(x, axis, groups)
-    gap = jnp.clip(top, -big, big) - jnp.where(x > big, big, x)
-    gap = jnp.where((top > big) & (gap > 0), jnp.inf, gap)
+    gap = gap_below(x, top)
     # 1 at the maximum and at ties, else 0: what is summed up is exactly the tail.
     is_top = 1 - jnp.minimum(gap * 1e30, 1)
     tail = total(jnp.exp(-gap) - is_top, axis, groups) + (total(is_top, axis, groups) - 1)
     # A row without any class has no maximum to leave out.
-    return Row(gap, jnp.where(tail < 0, 0, tail))
+    return Row(top, gap, jnp.where(tail < 0, 0, tail))
+
+
+def gap_below(x: Array, top: Array) -> Array:
+    """`top - x`, in [0, inf]; zero at a logit of +inf, infinite beside it."""
+    # Selects, not minimum and maximum: some of XLA's CPU reductions drop NaN in those.
+    big = largest(x.dtype)
+    gap = jnp.clip(top, -big, big) - jnp.where(x > big, big, x)
+    return jnp.where((top > big) & (gap > 0), jnp.inf, gap)
 
 
 def _dominant(p: Array) -> Array:
@@ -171,7 +177,7 @@ class Softmax(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax(x: Array, axis: ClassAxis, groups: Array | None = None) -> Softmax:
-    gap, tail = row(x, axis, groups)
+    _, gap, tail = row(x, axis, groups)
     return Softmax(jnp.exp(-gap) / (1 + tail), gap + jnp.log1p(tail))
 
 

@@ -97,6 +97,19 @@ def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     assert row["collectives"] == "2 all-reduce"
 
 
+@EVERY_TARGET
+def test_memory_of_ctc_is_less_than_the_logits(name):
+    """Two numbers for a state and two for a label of each frame; nothing is padded to tiles."""
+    case = CASES["ctc_batch"]
+    row = measure.row(targets.TARGETS[name], case, case.programs[0])
+    batch, frames, classes = case.shapes(None)[0].shape
+    logits = 4 * batch * frames * classes
+    assert row["temporary_bytes"] < 0.75 * logits
+    assert row["output_bytes"] < 1.001 * logits
+    # In both directions of the recursion.
+    assert row["launches"] < 11.5 * frames
+
+
 # Chunks of logits, as the GPU's and the TPU's compiler walk through them.
 
 ROWS, FEATURES, CLASSES = 512, 768, 32768
