@@ -4,6 +4,7 @@ The tests of programs need the extras `aot-tpu` and `aot-gpu`, and none of the m
 """
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,16 @@ def test_reads_a_loop_as_often_as_it_runs():
 
     compiled = jax.jit(program).lower(jnp.zeros((5, 8, 32)), jnp.zeros((32, 64))).compile()
     assert hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls)) == 5 * 2 * 8 * 32 * 64
+
+
+@TARGETS
+def test_reads_a_batch_of_matmuls(name):
+    """Of which a TPU's compiler makes one convolution."""
+    mesh = targets.mesh(targets.TARGETS[name])
+    shapes = Shape((64, 200, 128), jnp.float32), Shape((64, 100, 128), jnp.float32)
+    compiled = targets.compile_for(mesh, partial(jnp.einsum, "btk,bmk->btm"), shapes)
+    flops = hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls))
+    assert flops == 2 * 64 * 200 * 100 * 128
 
 
 TEXT = """HloModule example

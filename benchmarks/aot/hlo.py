@@ -309,7 +309,10 @@ def _matmul(body: dict[str, Instruction], i: Instruction) -> int | None:
     if i.opcode == "convolution":
         labels = re.search(r"dim_labels=(\w+)_", i.text)
         assert labels is not None
-        taps = [int(n) for n in re.findall(r"window=\{size=([\dx]+)", i.text) for n in n.split("x")]
+        # Of a batch of matmuls a TPU makes a convolution over an axis that is spread out by zeros.
+        sizes = _window(i.text, "size")
+        spread = _window(i.text, "lhs_dilate") or [1] * len(sizes)
+        taps = [-(-n // apart) for n, apart in zip(sizes, spread, strict=True)]
         features = _shape_of(body, i.operands[0])[0].dims[labels[1].index("f")]
         return 2 * i.size * features * math.prod(taps)
     if i.opcode == "dot":
@@ -322,6 +325,12 @@ def _matmul(body: dict[str, Instruction], i: Instruction) -> int | None:
         # (m k) (k n) (m n) is the square of m k n.
         return 2 * math.isqrt(a * b * i.shapes[0].size)
     return None
+
+
+def _window(text: str, name: str) -> list[int]:
+    """A property of a convolution's window, of each of its dimensions."""
+    found = re.search(rf"window=\{{[^}}]*\b{name}=([\dx]+)", text)
+    return [int(n) for n in found[1].split("x")] if found else []
 
 
 def _users(fused: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
