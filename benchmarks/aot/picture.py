@@ -33,7 +33,7 @@ def memory(rows: Sequence[Row]) -> Figure:
     """Grouped bars for each target; the number over a bar is in GB."""
     by_case = {case: [r for r in rows if r["case"] == case] for case in PANELS}
     by_case = {case: some for case, some in by_case.items() if some}
-    figure, panels = _figure(10, 1.2 + 2.9 * len(by_case), nrows=len(by_case), squeeze=False)
+    figure, panels = _figure(11, 1.2 + 2.9 * len(by_case), nrows=len(by_case), squeeze=False)
     for axes, (case, some) in zip(panels[:, 0], by_case.items(), strict=True):
         _panel(axes, some)
         axes.set_title(PANELS[case], loc="left", fontsize=10)
@@ -58,8 +58,8 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         bars = axes.bar(
             x, np.maximum(values, LEAST), width * 0.9, color=colour, alpha=alpha, label=program
         )
-        shown = [f"{v / 1e9:.{3 if v >= 1e10 else 2}g}" if v >= LEAST else "0" for v in values]
-        axes.bar_label(bars, shown, fontsize=8, padding=2)
+        shown = [f"{v / 1e9:.{1 if v >= 1e9 else 2}f}" if v >= LEAST else "0" for v in values]
+        axes.bar_label(bars, shown, fontsize=7.5, padding=2)
     axes.set_yscale("log")
     axes.set_ylim(LEAST, 6e10)
     axes.yaxis.set_major_locator(LogLocator(10))
