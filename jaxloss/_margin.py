@@ -78,10 +78,16 @@ def _below_margin(x: Array, t: Array, margin: float, zero: float = 0.0) -> Array
 def _below_margin_rule(margin, zero, primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _below_margin(x, t, margin, zero)
-    active = 0.5 - 0.5 * jnp.sign(t * (2 * x) - 2 * margin)
+    active = lax.stop_gradient(_below(t * (2 * x) - 2 * margin, rounded=margin > 0))
     return out, tangent_sum(
         out, (dx, lambda: -t * active * dx), (dt, lambda: -times(active, x) * dt)
     )
+
+
+def _below(x: Array, rounded: bool) -> Array:
+    """1 where `x < 0`, 1/2 at zero, 0 above; `rounded` numbers are zero or at least 1e-20."""
+    # In XLA's CPU reductions a sign takes five times as long as an exponential.
+    return 4 / (4 + 4 * jnp.exp(x * 1e30)) if rounded else 0.5 - 0.5 * jnp.sign(x)
 
 
 def squared_hinge_loss(
