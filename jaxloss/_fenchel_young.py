@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxloss import _checks, _inputs
 from jaxloss._checks import Axis
 from jaxloss._numerics import (
+    bounded,
     finite,
     largest,
     nan_unless,
@@ -93,7 +94,7 @@ def _sparse_nll_rule(primals, tangents):
 
 @jax.custom_jvp
 def _sparse_sigmoid(x: Array) -> Array:
-    return 0.5 + 0.5 * jnp.sign(x) * jnp.minimum(jnp.abs(x), 1)
+    return 0.5 + 0.5 * bounded(0.25 * x, 0.25, 4)
 
 
 @_sparse_sigmoid.defjvp
