@@ -105,10 +105,7 @@ def _of_units(a, b, axis, distance):
 
 
 def _with_gradient(p, t, *, axis, distance):
-    """Also (b - a <a, b>) / |p|, the derivative of the similarity, of the unit vectors a and b.
-
-    Where they are close, as (b - a) + a (1 - <a, b>).
-    """
+    """Also (b - a <a, b>) / |p|, the derivative of the similarity, of the unit vectors a and b."""
     sizes = of_p, of_t = length(p, axis), length(t, axis)
 
     def pair(use):
@@ -120,20 +117,16 @@ def _with_gradient(p, t, *, axis, distance):
 
     x, y = pair(0)
     out = cosine = total(x * y, axis) * (of_p.inverse * of_t.inverse)
-    # The factors of b, and of a in one step or, for its precision, in two.
-    factor, parts = of_p.shrink * of_p.inverse, [of_t.inverse, -cosine * of_p.inverse]
+    rest = -cosine
     if distance:
         close = cosine > 0.5
         near = shortcut(~jnp.any(close), lambda *_: jnp.zeros_like(cosine), apart)
         out = jnp.where(close, near, 1 - cosine)
-        first, rest = jnp.where(close, -1, 0), jnp.where(close, near, -cosine)
-        factor, parts = -factor, [of_t.inverse, first * of_p.inverse, rest * of_p.inverse]
-    of_b, *of_a = lax.optimization_barrier([2 * factor * part for part in parts])
+        rest = jnp.where(close, near - 1, rest)
+    factor = (-2 if distance else 2) * of_p.shrink * of_p.inverse
+    of_b, of_a = lax.optimization_barrier((factor * of_t.inverse, factor * (rest * of_p.inverse)))
     x, y = pair(1)
-    gradient = y * of_b
-    for part in of_a:
-        gradient += x * part
-    return out, gradient
+    return out, y * of_b + x * of_a
 
 
 def _floored_unit(x, epsilon, axis):
