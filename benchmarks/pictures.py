@@ -198,18 +198,13 @@ def vocabulary(rows: Rows) -> Figure:
         if mine:
             classes, temporary = np.array(mine).T
             width = 2.5 if peer == OURS else 1.6
-            axes.loglog(classes, temporary / 1e6, "o-", color=colour, lw=width, ms=4, label=peer)
-            axes.annotate(
-                f" {temporary[-1] / 1e6:,.0f} MB",
-                (classes[-1], temporary[-1] / 1e6),
-                color=colour,
-                va="center",
-            )
+            # Lines of libraries may meet at their ends, where their numbers would be.
+            name = f"{peer}: {temporary[-1] / 1e6:,.0f} MB for {classes[-1]:,.0f} classes"
+            axes.loglog(classes, temporary / 1e6, "o-", color=colour, lw=width, ms=4, label=name)
     axes.set_xlabel("classes")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     axes.set_xscale("log", base=2)
-    axes.set_xlim(right=2 * max(r["vocabulary"] for r in rows))
     axes.set_ylabel("temporary memory, MB (log scale)")
     axes.set_title(
         "Cross-entropy of a linear layer: 8,192 tokens x 2,048 features, bfloat16,\n"

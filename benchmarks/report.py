@@ -39,7 +39,9 @@ img { max-width: 100%; }"""
 
 ABOUT = {
     "speed": "Bars end at our time relative to the fastest other JAX library of equal result; the "
-    "line at 1 is that library. Losses that no other has have the naive formula's dot only.",
+    "line at 1 is that library. Losses that no other has have the naive formula's dot only. On a "
+    "CPU a program that writes large arrays, as most of the peers' do, takes two to three times as "
+    "long where the allocator has no mapped memory left for them: their bars vary from run to run.",
     "growth": "The dashed line is the limit: to read the inputs once, or the bare matmuls.",
     "vocabulary": "Compiled from shapes alone.",
     "memory": "What the compiled program needs beside its inputs and outputs.",
@@ -90,7 +92,7 @@ def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
 
 def write_readme(data: Data, folder: Path) -> None:
     """The README's section of facts: machine, picture, ratios, and some of peers' errors."""
-    here = folder.relative_to(README.parent).as_posix()
+    here = folder.resolve().relative_to(README.parent).as_posix()
     files = {"speed": {theme: Path(f"{here}/speed-{theme}.svg") for theme in pictures.THEMES}}
     m, versions = data["machine"], data["machine"]["packages"]
     parts = [
