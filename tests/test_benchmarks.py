@@ -222,3 +222,11 @@ def test_every_model_has_operands():
         operands = jax.eval_shape(partial(models.operands, case, mesh))
         assert [o.shape for o in operands] == [s.shape for s in case.shapes(mesh)]
         assert all(case.classes for o in operands if o.dtype == jnp.int32)
+
+
+def test_the_peak_is_of_a_process_alone():
+    """Not of the one that starts it, which is larger."""
+    large = np.ones(2**27)
+    code = "from benchmarks import memory; print(memory.process_peak())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
+    assert 2**20 < int(run.stdout) < large.nbytes
