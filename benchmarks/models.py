@@ -54,8 +54,7 @@ def rows(case: Case, *, repeats: int) -> Iterator[dict[str, Any]]:
     # Alone: its operands, some as large as the logits, would be in the others' way.
     seconds |= speed.interleaved({programs.LIMIT: _limit(case, batch)}, repeats)
     for name, of in seconds.items():
-        low, middle, high = np.quantile(of, [0.25, 0.5, 0.75])
-        about[name] |= {"seconds": middle, "low": low, "high": high}
+        about[name] |= speed.quartiles(of)
     yield from about.values()
 
 

@@ -219,8 +219,7 @@ def brief(error: Exception) -> str:
 def _numbers(result: Any) -> list[jax.Array]:
     """Also of tensors, on JAX's device."""
     leaves = jax.tree.leaves(result)
-    leaves = [a if isinstance(a, jax.Array) else np.asarray(a.cpu()) for a in leaves]
-    return [jnp.asarray(a, jnp.float32) for a in leaves]
+    return [a if isinstance(a, jax.Array) else jnp.asarray(a.cpu().numpy()) for a in leaves]
 
 
 def difference(a: jax.Array, b: jax.Array) -> float:

@@ -67,10 +67,15 @@ def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[dict[str, 
         difference = apart.get(peer, 0.0)
         row = {**about, "peer": peer, "difference": difference, "equal": equal(difference)}
         if peer in seconds:
-            low, middle, high = np.quantile(seconds[peer], [0.25, 0.5, 0.75])
             ratio = np.median(seconds[OURS] / seconds[peer])
-            row |= {"seconds": middle, "low": low, "high": high, "ours_by_theirs": ratio}
+            row |= {**quartiles(seconds[peer]), "ours_by_theirs": ratio}
         yield row
+
+
+def quartiles(seconds: np.ndarray) -> dict[str, float]:
+    """The median, and the spread around it."""
+    names = "low", "seconds", "high"
+    return dict(zip(names, np.quantile(seconds, [0.25, 0.5, 0.75]).tolist(), strict=True))
 
 
 def equal(difference: float | str) -> bool:

@@ -71,8 +71,7 @@ def _hinge(x, t, where):
 def _below_margin(x: Array, t: Array, margin: float, zero: float = 0.0) -> Array:
     """`max(0, margin - t * x)`; `zero` is another one, -0, in another pass: see `_binary`."""
     missing = margin - t * x
-    # A NaN that `maximum` drops in some of XLA's CPU reductions is put back by 0 / NaN.
-    return jnp.maximum(missing, zero) + zero / (1.25 * margin + 5 + jnp.abs(missing))
+    return jnp.maximum(missing, zero) + zero_or_nan(missing, 1.25 * margin + 5, zero)
 
 
 @partial(_below_margin.defjvp, symbolic_zeros=True)

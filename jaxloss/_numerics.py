@@ -130,12 +130,13 @@ def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
     return nan_unless(valid, jnp.ones(valid.shape, dtype))
 
 
-def zero_or_nan(x: Array, use: int = 1) -> Array:
+def zero_or_nan(x: Array, use: float = 1, zero: float = 0.0) -> Array:
     """Puts back a NaN that `minimum` or `maximum` may drop in some of XLA's CPU reductions.
 
-    `use` is a constant that no other pass of the same loss has: see `_softmax`.
+    `use`, and which `zero`, 0 or -0, are constants that no other pass of the same loss has: see
+    `_softmax`.
     """
-    return 0 / (use + jnp.abs(x))
+    return zero / (use + jnp.abs(x))
 
 
 def bounded(x: Array, limit: float, factor: float) -> Array:
@@ -143,7 +144,7 @@ def bounded(x: Array, limit: float, factor: float) -> Array:
     # XLA's CPU reductions take five times as long for a sign, and write out a clamp: what
     # `minimum` and `maximum` become without the factor in between.
     inside = jnp.minimum(jnp.maximum(x, -limit) * factor, limit * factor)
-    return inside + -0.0 / (factor + jnp.abs(x))
+    return inside + zero_or_nan(x, factor, -0.0)
 
 
 def defined(x: Array) -> Array:
