@@ -42,7 +42,8 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
 def blocks(x: Array, size: int, axis: int) -> Array:
     """Parts of that size along a new first axis, the last of them filled up with zeros."""
     x = jnp.pad(x, [(0, -n % size if a == axis else 0) for a, n in enumerate(x.shape)])
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    return jnp.moveaxis(x.reshape(*before, x.shape[axis] // size, size, *after), axis, 0)
 
 
 def largest(dtype: DTypeLike) -> float:
