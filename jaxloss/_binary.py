@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ from jaxloss._numerics import (
     softplus,
     tangent_sum,
     times,
+    with_gradient,
     xlog1my,
     xlogy,
+    zero_or_nan,
 )
 
 
@@ -224,13 +227,61 @@ def sigmoid_focal_loss(
 @one_program
 def _sigmoid_focal(x, z, alpha, gamma, where):
     x, z = _inputs.mask(where, x, z)
-    f = finite(x)
-    loss = _wrong_power(f, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(f, z, None)
-    # The value at an infinite logit on the wrong side; its derivative is that of `f`.
-    loss += jax.lax.stop_gradient(jnp.where(jnp.isinf(x) & (loss > 1), jnp.inf, 0))
+    loss = with_gradient(_focal, _focal_with_gradient, ())(x, z, gamma)
     if alpha is not None:
         loss *= alpha * z + (1 - alpha) * (1 - z)
     return _inputs.masked(where, loss)
+
+
+def _focal(x, z, gamma):
+    x = finite(x)
+    return _wrong_power(x, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(x, z, None)
+
+
+# For training, value and gradient are arithmetic alone, each with constants of its own: see
+# `_bce`. With s = exp(-|x|), v and u the weights of the likely and the unlikely side of x:
+#   q = (v + u s) / (1 + s)      loss = q ** g * (log(1 + s) + v |x|)
+#   d loss / dx = q ** g * ((1 - z) sigmoid(x) - z sigmoid(-x)) + g * (1 - 2 z) * r * loss
+# with the r from below.
+
+
+def _focal_with_gradient(x, z, gamma):
+    # A power of two takes an infinite logit to a finite number and back.
+    big, eps = largest(x.dtype), 2.0**-60
+    of = _focal_terms(x, z, gamma, 1)
+    value = of.easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
+    of = _focal_terms(x, z, gamma, 3)
+    bce = of.log1p + jnp.minimum(of.size, big / 2) * of.likely
+    return value, of.easy * (of.slope + of.easy_slope * bce)
+
+
+class _Focal(NamedTuple):
+    easy: Array  # q ** g
+    size: Array  # |x|
+    log1p: Array  # log(1 + s)
+    likely: Array  # v
+    slope: Array  # (1 - z) sigmoid(x) - z sigmoid(-x)
+    easy_slope: Array  # g * (1 - 2 * z) * r
+
+
+def _focal_terms(x: Array, z: Array, gamma: Array, use: int) -> _Focal:
+    one, tiny = 2.0**use, float(jnp.finfo(x.dtype).tiny) * (1 + use / 64)
+    size = jnp.abs(x / one) * one
+    s = jnp.exp(-size)
+    # Near zero, where s is 1, the sides may have parts of each.
+    limit = 1e-30 * one**2
+    up = one + jnp.minimum(jnp.maximum(x, -limit) * (one / limit), one)
+    down, yes, no = 2 * one - up, one * z, one - one * z
+    likely, unlikely = (up * no + down * yes) / (2 * one**2), (up * yes + down * no) / (2 * one**2)
+    q, log1p = likely + unlikely * s, jnp.log1p(s)
+    # The log of 0, where s underflows; what is as small multiplies a loss that is zero.
+    log_q = jnp.log(q)
+    log_q = jnp.maximum(log_q, -200 - use) + zero_or_nan(log_q, one, -0.0 if use > 1 else 0.0)
+    easy = jnp.exp(one * gamma * ((log_q - log1p) / one))
+    per = one + one * s
+    slope = (no * (up + down * s) - yes * (down + up * s)) / (2 * one) / per
+    r = one * s / jnp.maximum(q, tiny) / per
+    return _Focal(easy, size, log1p, likely, slope, one * gamma * (no - yes) * r / one**2)
 
 
 # With a = 1 - z and b = z, the probability of the wrong class is

@@ -103,11 +103,7 @@ def _softmax_focal(x, y, live, alpha, gamma, *, axis):
 
 def _focal(x, y, gamma, *, axis):
     easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
-    nll = softmax(x, axis).nll
-    loss = total(y * easy * finite(nll), axis)
-    # The value with a label on an excluded class; its derivative is that of the sum.
-    excluded = jnp.any((y > 0) & jnp.isinf(nll), axis, keepdims=True)
-    return loss + jax.lax.stop_gradient(jnp.where(excluded, jnp.inf, 0))
+    return total(y * easy * finite(softmax(x, axis).nll), axis)
 
 
 # The losses sum(y * f(p)) have the gradient p * sum(w) - w, with w = -y * p * f'(p), which is

@@ -61,12 +61,14 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
 
 
 def with_gradient(
-    exact: Callable[..., Array], fast: Callable[..., tuple[Array, Array]], axis: int
+    exact: Callable[..., Array],
+    fast: Callable[..., tuple[Array, Array]],
+    axis: int | tuple[()],
 ) -> Callable[..., Array]:
     """`exact(x, *others)`, of rows along `axis`, whose value and gradient by `x` are `fast`'s.
 
-    `fast` is for what a training step runs. The derivatives by the other operands, and all of
-    higher order, are those of `exact`.
+    With an axis of () each entry is a row. `fast` is for what a training step runs. The
+    derivatives by the other operands, and all of higher order, are those of `exact`.
     """
 
     @jax.custom_jvp
