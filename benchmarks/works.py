@@ -20,7 +20,7 @@ SIZES = (2**14, 2**20, 9 * 2**20)
 # An accelerator takes so much more at a time: less would fit its cache, or time its launches.
 LARGER = 16
 # As many numbers are drawn; more repeat them.
-DRAWN = 2**22
+DRAWN = 2**20
 OURS, NAIVE = "jaxloss", "naive"
 
 

@@ -90,17 +90,36 @@ def triplet_margin_loss(
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = _inputs.mask(live, a, p, n)
-    near, far = (_distance(a - b, degree, eps, axis) for b in (p, n))
+    near, far = (_distance(a, b, degree, eps, axis) for b in (p, n))
     return _inputs.masked(where, relu(near - far + margin))
 
 
-def _distance(d: Array, degree: Array | None, eps: Array, axis: int) -> Array:
-    powers = d * d if degree is None else _power(d, degree, odd=False)
-    total = jnp.sum(powers, axis) + eps
+def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int) -> Array:
+    square = degree is None
+    total = _squares(a, b, axis) if square else jnp.sum(_power(a - b, degree, odd=False), axis)
+    total += eps
     zero = total == 0  # Without an eps; the root has no derivative there.
     total = jnp.where(zero, 1, total)
-    root = jnp.sqrt(total) if degree is None else total ** (1 / degree)
+    root = jnp.sqrt(total) if square else total ** (1 / degree)
     return jnp.where(zero, 0, root)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _squares(a: Array, b: Array, axis: int) -> Array:
+    """`sum((a - b) ** 2)`."""
+    return jnp.sum((a - b) ** 2, axis)
+
+
+@partial(_squares.defjvp, symbolic_zeros=True)
+def _squares_rule(axis, primals, tangents):
+    # Not one sum by a - b: XLA's CPU backend would write out a gradient that both then share.
+    (a, b), (da, db) = primals, tangents
+    out = _squares(a, b, axis)
+    return out, tangent_sum(
+        out,
+        (da, lambda: 2 * jnp.sum((a - b) * da, axis)),
+        (db, lambda: -2 * jnp.sum((a - b) * db, axis)),
+    )
 
 
 # Powers of |d|, and those that also have its sign, are closed under differentiation:
