@@ -90,35 +90,38 @@ def triplet_margin_loss(
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = _inputs.mask(live, a, p, n)
-    near, far = (_distance(a, b, degree, eps, axis) for b in (p, n))
+    near, far = (_distance(a, b, degree, eps, axis, use) for b, use in ((p, 1), (n, 3)))
     return _inputs.masked(where, relu(near - far + margin))
 
 
-def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int) -> Array:
+def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int, use: int) -> Array:
     square = degree is None
-    total = _squares(a, b, axis) if square else jnp.sum(_power(a - b, degree, odd=False), axis)
-    total += eps
+    if square:
+        total = _squares(a, b, axis, use) + eps
+    else:
+        total = jnp.sum(_power(a - b, degree, odd=False), axis) + eps
     zero = total == 0  # Without an eps; the root has no derivative there.
     total = jnp.where(zero, 1, total)
     root = jnp.sqrt(total) if square else total ** (1 / degree)
     return jnp.where(zero, 0, root)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _squares(a: Array, b: Array, axis: int) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _squares(a: Array, b: Array, axis: int, use: int) -> Array:
     """`sum((a - b) ** 2)`."""
-    return jnp.sum((a - b) ** 2, axis)
+    return jnp.sum((b - a) ** 2, axis)
 
 
 @partial(_squares.defjvp, symbolic_zeros=True)
-def _squares_rule(axis, primals, tangents):
-    # Not one sum by a - b: XLA's CPU backend would write out a gradient that both then share.
+def _squares_rule(axis, use, primals, tangents):
+    # The value and each gradient take the difference anew, with constants of their own: what
+    # they shared, XLA's CPU backend would write out.
     (a, b), (da, db) = primals, tangents
-    out = _squares(a, b, axis)
+    out, one = _squares(a, b, axis, use), 0.5**use
     return out, tangent_sum(
         out,
         (da, lambda: 2 * jnp.sum((a - b) * da, axis)),
-        (db, lambda: -2 * jnp.sum((a - b) * db, axis)),
+        (db, lambda: -2 / one * jnp.sum((one * a - one * b) * db, axis)),
     )
 
 

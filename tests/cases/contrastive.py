@@ -307,7 +307,7 @@ def _triplet_case(degree, points):
             fn=lambda x, _: loss(*x),
             naive=lambda x, _: plain(*x),
             sample=triplets,
-            sizes=(512, 8192, 65536),
+            sizes=(8192, 65536, 131072),
         ),
         # XLA's powers are themselves a few units off, and there are five of them in a Hessian.
         ulps=8 if degree == 2 else 16,
