@@ -250,7 +250,7 @@ def _focal_with_gradient(x, z, gamma):
     big, eps = largest(x.dtype), 2.0**-60
     of = _focal_terms(x, z, gamma, 1)
     value = of.easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
-    of = _focal_terms(x, z, gamma, 3)
+    of = _focal_terms(x, z, gamma, 4)
     bce = of.log1p + jnp.minimum(of.size, big / 2) * of.likely
     return value, of.easy * (of.slope + of.easy_slope * bce)
 
@@ -276,8 +276,9 @@ def _focal_terms(x: Array, z: Array, gamma: Array, use: int) -> _Focal:
     q, log1p = likely + unlikely * s, jnp.log1p(s)
     # The log of 0, where s underflows; what is as small multiplies a loss that is zero.
     log_q = jnp.log(q)
-    log_q = jnp.maximum(log_q, -200 - use) + zero_or_nan(log_q, one, -0.0 if use > 1 else 0.0)
-    easy = jnp.exp(one * gamma * ((log_q - log1p) / one))
+    first = use == 1
+    log_q = jnp.maximum(log_q, -200 - use) + zero_or_nan(log_q, one, 0.0 if first else -0.0)
+    easy = jnp.exp(gamma * (log_q - log1p) if first else -gamma * (log1p - log_q))
     per = one + one * s
     slope = (no * (up + down * s) - yes * (down + up * s)) / (2 * one) / per
     r = one * s / jnp.maximum(q, tiny) / per
