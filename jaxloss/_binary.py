@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss import _checks, _inputs
 from jaxloss._numerics import (
+    clipped,
     finite,
     largest,
     one_program,
@@ -249,15 +250,17 @@ def _focal_with_gradient(x, z, gamma):
     # A power of two takes an infinite logit to a finite number and back.
     big, eps = largest(x.dtype), 2.0**-60
     of = _focal_terms(x, z, gamma, 1)
-    value = of.easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
+    easy = jnp.exp(gamma * (of.log_mix - of.log1p))
+    value = easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
     of = _focal_terms(x, z, gamma, 4)
+    easy = jnp.exp(-gamma * (of.log1p - of.log_mix))  # The value has gamma, this minus gamma.
     bce = of.log1p + jnp.minimum(of.size, big / 2) * of.likely
-    return value, of.easy * (of.slope + of.easy_slope * bce)
+    return value, easy * (of.slope + of.easy_slope * bce)
 
 
 class _Focal(NamedTuple):
-    easy: Array  # q ** g
     size: Array  # |x|
+    log_mix: Array  # log(v + u s)
     log1p: Array  # log(1 + s)
     likely: Array  # v
     slope: Array  # (1 - z) sigmoid(x) - z sigmoid(-x)
@@ -269,20 +272,20 @@ def _focal_terms(x: Array, z: Array, gamma: Array, use: int) -> _Focal:
     size = jnp.abs(x / one) * one
     s = jnp.exp(-size)
     # Near zero, where s is 1, the sides may have parts of each.
-    limit = 1e-30 * one**2
-    up = one + jnp.minimum(jnp.maximum(x, -limit) * (one / limit), one)
+    limit = 2.0**-100 * one**2
+    up = one + clipped(x, limit, one / limit)
     down, yes, no = 2 * one - up, one * z, one - one * z
     likely, unlikely = (up * no + down * yes) / (2 * one**2), (up * yes + down * no) / (2 * one**2)
-    q, log1p = likely + unlikely * s, jnp.log1p(s)
+    mix, log1p = likely + unlikely * s, jnp.log1p(s)
     # The log of 0, where s underflows; what is as small multiplies a loss that is zero.
-    log_q = jnp.log(q)
-    first = use == 1
-    log_q = jnp.maximum(log_q, -200 - use) + zero_or_nan(log_q, one, 0.0 if first else -0.0)
-    easy = jnp.exp(gamma * (log_q - log1p) if first else -gamma * (log1p - log_q))
+    log_mix = jnp.log(mix)
+    log_mix = jnp.maximum(log_mix, -200 - use) + zero_or_nan(
+        log_mix, one, 0.0 if use == 1 else -0.0
+    )
     per = one + one * s
     slope = (no * (up + down * s) - yes * (down + up * s)) / (2 * one) / per
-    r = one * s / jnp.maximum(q, tiny) / per
-    return _Focal(easy, size, log1p, likely, slope, one * gamma * (no - yes) * r / one**2)
+    r = one * s / jnp.maximum(mix, tiny) / per
+    return _Focal(size, log_mix, log1p, likely, slope, one * gamma * (no - yes) * r / one**2)
 
 
 # With a = 1 - z and b = z, the probability of the wrong class is
