@@ -5,18 +5,11 @@ nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxl
 has TensorFlow's names.
 """
 
-# Penalties from inside a model
-from jaxloss._auxiliary import total_loss
-
-# Binary
-from jaxloss._binary import (
+from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
-    sigmoid_focal_loss,
 )
-
-# Categorical
-from jaxloss._categorical import (
+from jaxloss._families.categorical import (
     categorical_cross_entropy,
     categorical_cross_entropy_with_integer_labels,
     safe_softmax_cross_entropy,
@@ -24,18 +17,12 @@ from jaxloss._categorical import (
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
-
-# Contrastive
-from jaxloss._contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
-
-# Regression of directions
-from jaxloss._cosine import (
+from jaxloss._families.contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
+from jaxloss._families.direction import (
     cosine_distance,
     cosine_similarity,
 )
-
-# Divergence
-from jaxloss._divergence import (
+from jaxloss._families.divergence import (
     convex_kl_divergence,
     distillation_loss,
     generalized_kl_divergence,
@@ -43,32 +30,22 @@ from jaxloss._divergence import (
     kl_divergence,
     kl_divergence_with_log_targets,
 )
-
-# Fenchel-Young
-from jaxloss._fenchel_young import (
+from jaxloss._families.fenchel_young import (
     make_fenchel_young_loss,
     multiclass_sparsemax_loss,
     sparsemax_loss,
 )
-
-# Categorical, with easy and hard examples weighed differently
-from jaxloss._focal import (
+from jaxloss._families.focal import (
     generalized_cross_entropy,
     poly_loss_cross_entropy,
+    sigmoid_focal_loss,
     softmax_focal_loss,
 )
-
-# Regression with a predicted distribution
-from jaxloss._likelihood import (
+from jaxloss._families.likelihood import (
     gaussian_nll,
     poisson_nll,
 )
-
-# Settings, weights, masks, reductions
-from jaxloss._loss import Loss
-
-# Margin
-from jaxloss._margin import (
+from jaxloss._families.margin import (
     categorical_hinge_loss,
     hinge_loss,
     multiclass_hinge_loss,
@@ -76,24 +53,20 @@ from jaxloss._margin import (
     perceptron_loss,
     squared_hinge_loss,
 )
-
-# Contrastive, with margins
-from jaxloss._metric import circle_loss, triplet_margin_loss
-
-# Overlap of segmentations
-from jaxloss._overlap import (
+from jaxloss._families.metric import circle_loss, triplet_margin_loss
+from jaxloss._families.overlap import (
     binary_dice_loss,
     dice_loss,
     jaccard_loss,
     multiclass_generalized_dice_loss,
     tversky_loss,
 )
-
-# Ranking
-from jaxloss._ranking import pairwise_hinge_loss, pairwise_logistic_loss, ranking_softmax_loss
-
-# Regression
-from jaxloss._regression import (
+from jaxloss._families.ranking import (
+    pairwise_hinge_loss,
+    pairwise_logistic_loss,
+    ranking_softmax_loss,
+)
+from jaxloss._families.regression import (
     absolute_error,
     absolute_percentage_error,
     huber_loss,
@@ -103,11 +76,9 @@ from jaxloss._regression import (
     squared_error,
     squared_log_error,
 )
-
-# Sequence
-from jaxloss._sequence import ctc_loss, ctc_loss_with_forward_probs
-
-# Of a linear layer's logits, which never exist all at once
+from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._loss import Loss
+from jaxloss._training import total_loss
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
 __version__ = "0.1.0"

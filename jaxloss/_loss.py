@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._numerics import compute_dtype
-from jaxloss._reduce import Reduction, check_reduction, per_example, reduce_losses
+from jaxloss._core import checks
+from jaxloss._core.numerics import compute_dtype
+from jaxloss._core.reduce import Reduction, check_reduction, per_example, reduce_losses
 
 
 def _is_leaf(name: str, value: Any) -> bool:
@@ -141,10 +141,10 @@ class Loss:
         )
 
     def _mask(self, where: ArrayLike | None, targets: Any) -> Array | None:
-        mask = None if where is None else _checks.boolean("where", where)
+        mask = None if where is None else checks.boolean("where", where)
         if self.ignore_index is None:
             return mask
-        labels = _checks.integers("targets", targets, "ignore_index is for integer targets")
+        labels = checks.integers("targets", targets, "ignore_index is for integer targets")
         kept = labels != self.ignore_index
         return kept if mask is None else per_example("where", mask, kept.shape) & kept
 
@@ -204,7 +204,7 @@ def class_axes(fn: Callable[..., Any], options: dict, predictions: Any) -> tuple
     """Where the predictions have axes that the losses do not have, if `fn` says so."""
     axis = options.get("axis", _parameter_default(fn, "axis", -1))
     n = rank(predictions)
-    return tuple(sorted(_checks.axes(axis, n))) if n else ()
+    return tuple(sorted(checks.axes(axis, n))) if n else ()
 
 
 def _parameter_default(fn: Callable[..., Any], name: str, default: Any) -> Any:
@@ -256,4 +256,4 @@ def check_options(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
     if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [p.name for p in list(parameters.values())[2:]]
-    _checks.names(getattr(fn, "__name__", str(fn)), options, known)
+    checks.names(getattr(fn, "__name__", str(fn)), options, known)

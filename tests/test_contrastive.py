@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from mpmath import mp, mpf
 
 import jaxloss
-from jaxloss._vectors import unit
+from jaxloss._core.vectors import unit
 from tests.devices import mesh
 from tests.test_transforms import close, derivatives, quick
 

@@ -9,7 +9,7 @@ import pytest
 from mpmath import mp, mpf
 
 import jaxloss
-from jaxloss._focal import bounded_nll
+from jaxloss._families.focal import bounded_nll
 from tests.cases._exact import ulps
 from tests.test_transforms import close, quick, rng
 

@@ -16,7 +16,7 @@ from mpmath import mpf
 
 import jaxloss
 from jaxloss import Loss
-from jaxloss._overlap import Outcomes, _rarity, outcomes, share
+from jaxloss._families.overlap import Outcomes, _rarity, outcomes, share
 from tests.cases._exact import ulps
 from tests.test_properties import close as nearly
 from tests.test_transforms import close, quick, rng

@@ -13,7 +13,7 @@ from jax.experimental import checkify
 from mpmath import mp, mpf
 
 import jaxloss
-from jaxloss import _frames
+from jaxloss._core import frames as _frames
 from tests.cases._exact import ulps
 from tests.cases.sequence import lattice
 from tests.test_transforms import close, quick, rng

@@ -11,7 +11,7 @@ of Keras itself. `docs/keras.md` lists what differs.
 
 from typing import TYPE_CHECKING
 
-from jaxloss._checks import near
+from jaxloss._core.checks import near
 
 # Classes
 from jaxloss.keras._classes import (

@@ -8,8 +8,8 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from jaxloss._checks import Axis
-from jaxloss._reduce import per_example
+from jaxloss._core.checks import Axis
+from jaxloss._core.reduce import per_example
 from jaxloss.keras import _classification, _regression, _structured
 from jaxloss.keras._inputs import class_axis, class_ids, row_labels
 from jaxloss.keras._loss import Loss, LossFunctionWrapper, both, plain

@@ -17,9 +17,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 import jaxloss
-from jaxloss import _checks
-from jaxloss._focal import bounded_nll, class_weights
-from jaxloss._numerics import clip, nonnegative, one_or_nan, one_program, straight_through, xlogy
+from jaxloss._core import checks
+from jaxloss._core.numerics import clip, nonnegative, one_or_nan, straight_through, xlogy
+from jaxloss._core.rules import one_program
+from jaxloss._families.focal import bounded_nll, class_weights
 from jaxloss.keras import _confusion
 from jaxloss.keras._inputs import EPSILON, class_axis, labelled, mean, pair
 
@@ -69,9 +70,9 @@ def binary_focal_crossentropy(
     weight = alpha if apply_class_balancing else None
     if from_logits:
         return mean(jaxloss.sigmoid_focal_loss(p, t, alpha=weight, gamma=gamma), axis)
-    losses = _binary_focal(p, t, _checks.scalar("gamma", gamma, p.dtype, 0))
+    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, 0))
     if weight is not None:
-        weight = _checks.scalar("alpha", alpha, p.dtype, 0, 1)
+        weight = checks.scalar("alpha", alpha, p.dtype, 0, 1)
         losses *= t * weight + (1 - t) * (1 - weight)
     return mean(losses, axis)
 
@@ -129,7 +130,7 @@ def categorical_focal_crossentropy(
     t, p, axis = _categorical(y_true, y_pred, from_logits, label_smoothing, axis)
     if from_logits:
         return jaxloss.softmax_focal_loss(p, t, axis, alpha=jnp.asarray(alpha), gamma=gamma)
-    gamma = _checks.scalar("gamma", gamma, p.dtype, 0)
+    gamma = checks.scalar("gamma", gamma, p.dtype, 0)
     return _focal(p, t, class_weights(alpha, p, axis), gamma, axis=axis)
 
 
@@ -186,7 +187,7 @@ def categorical_generalized_cross_entropy(
     [0. 1.]
     """
     labels, p, axis = labelled(y_true, y_pred, -1)
-    q = _checks.scalar("q", q, p.dtype, 0, 1)
+    q = checks.scalar("q", q, p.dtype, 0, 1)
     _confusion.check(p, False, axis)
     return _bounded(nonnegative(p), labels, q)
 
@@ -215,8 +216,8 @@ def _clip(p: Array) -> Array:
 
 
 def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
-    _checks.option("label_smoothing", smoothing, 0, 1)
-    s = _checks.given("label_smoothing", smoothing, t.dtype, ())
+    checks.option("label_smoothing", smoothing, 0, 1)
+    s = checks.given("label_smoothing", smoothing, t.dtype, ())
     return t if s is None else t * (1 - s) + 0.5 * s
 
 
@@ -225,7 +226,7 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     _confusion.check(p, from_logits, axis)
-    _checks.option("label_smoothing", smoothing, 0, 1)
+    checks.option("label_smoothing", smoothing, 0, 1)
     if not isinstance(smoothing, (int, float)) or smoothing != 0:
         t = jaxloss.smooth_labels(t, smoothing, axis=axis)
     return t, p, axis

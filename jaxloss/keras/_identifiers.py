@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxloss import _checks
+from jaxloss._core import checks
 from jaxloss.keras._loss import Loss
 
 ALIASES = {
@@ -122,7 +122,7 @@ def _find(name: str, custom: Mapping[str, Any] | None, *others: str) -> Callable
     if name in ("ce", "crossentropy"):
         hint = "name its kind: binary_crossentropy, categorical_crossentropy or sparse_..."
     else:
-        near = _checks.near(name, [*known, *ALIASES])
+        near = checks.near(name, [*known, *ALIASES])
         hint = f"did you mean {near!r}? " if near else ""
         hint += "Losses of your own go into custom_objects"
     raise ValueError(f"unknown loss {name!r}; {hint}")

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._reduce import row_mean
+from jaxloss._core import checks
+from jaxloss._core.reduce import row_mean
 
 EPSILON = 1e-7  # The default of `keras.config.epsilon()`.
 BAD_LABEL = -(2**31)  # No class, and not one that anybody ignores.
@@ -16,7 +16,7 @@ def predictions(y_pred: ArrayLike) -> Array:
     p = jnp.asarray(y_pred)
     if p.dtype == jnp.bool_ or jnp.issubdtype(p.dtype, jnp.integer):
         p = p.astype(float)
-    return _checks.predictions("y_pred", p)
+    return checks.predictions("y_pred", p)
 
 
 def aligned(t: Array, p: Array) -> tuple[Array, Array]:
@@ -36,7 +36,7 @@ def aligned(t: Array, p: Array) -> tuple[Array, Array]:
 def pair(y_true: ArrayLike, y_pred: ArrayLike, hint: str = "") -> tuple[Array, Array]:
     """Predictions, and targets of their dtype and shape; one number is a target for all."""
     p = predictions(y_pred)
-    t, p = aligned(_checks.numeric("y_true", y_true, p.dtype), p)
+    t, p = aligned(checks.numeric("y_true", y_true, p.dtype), p)
     if t.ndim and t.shape != p.shape:
         raise ValueError(
             f"y_true of shape {t.shape} and y_pred of shape {p.shape} must have the same shape"
@@ -48,14 +48,14 @@ def pair(y_true: ArrayLike, y_pred: ArrayLike, hint: str = "") -> tuple[Array, A
 def class_axis(axis: int, ndim: int) -> int:
     if isinstance(axis, bool):
         raise ValueError(f"axis must be an integer, got {axis}")
-    return _checks.axes(axis, ndim)[0]
+    return checks.axes(axis, ndim)[0]
 
 
-def mean(losses: Array, axis: _checks.Axis = -1) -> Array:
+def mean(losses: Array, axis: checks.Axis = -1) -> Array:
     """The mean over an axis; one number is its own mean."""
     if isinstance(axis, bool):
         raise ValueError(f"axis must be an integer, got {axis}")
-    return row_mean(losses, _checks.axes(axis, losses.ndim) if losses.ndim else ())
+    return row_mean(losses, checks.axes(axis, losses.ndim) if losses.ndim else ())
 
 
 def class_ids(labels: ArrayLike) -> Array:
@@ -64,8 +64,8 @@ def class_ids(labels: ArrayLike) -> Array:
     if labels.dtype == jnp.bool_:
         return labels.astype(jnp.int32)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
-        return _checks.integers("y_true", labels, "they are class numbers")
-    x = _checks.predictions("y_true", labels)
+        return checks.integers("y_true", labels, "they are class numbers")
+    x = checks.predictions("y_true", labels)
     # From here on a float may stand for another integer, of which it is the rounding.
     limit = min(2 / float(jnp.finfo(labels.dtype).eps), -float(BAD_LABEL))
     whole = (jnp.rint(x) == x) & (jnp.abs(x) < limit)
@@ -83,7 +83,7 @@ def labelled(y_true: ArrayLike, y_pred: ArrayLike, axis: int) -> tuple[Array, Ar
     p, labels = predictions(y_pred), class_ids(y_true)
     axis = class_axis(axis, p.ndim)
     labels = row_labels(labels, p.ndim, axis)
-    rows = _checks.without(p.shape, (axis,))
+    rows = checks.without(p.shape, (axis,))
     if labels.shape != rows:
         hint = (
             "one-hot labels are for the losses that are not sparse"

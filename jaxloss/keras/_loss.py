@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _reduce
+from jaxloss._core import checks, reduce
+from jaxloss._core.numerics import compute_dtype
 from jaxloss._loss import arrays, check_options, class_axes, floating_losses, rank, weighed_losses
-from jaxloss._numerics import compute_dtype
 from jaxloss.keras._inputs import aligned
 
-REDUCTIONS: dict[str | None, _reduce.Reduction] = {
+REDUCTIONS: dict[str | None, reduce.Reduction] = {
     "sum_over_batch_size": "mean",
     "mean": "mean",
     "auto": "mean",
@@ -43,7 +43,7 @@ class _Checked:
         del args
         parameters = inspect.signature(cls.__init__).parameters
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            _checks.names(cls.__name__, settings, list(parameters)[1:])
+            checks.names(cls.__name__, settings, list(parameters)[1:])
         return super().__new__(cls)
 
 
@@ -86,7 +86,7 @@ class Loss(_Checked):
         dtype: Any = None,
     ):
         if reduction not in REDUCTIONS:
-            near = _checks.near(str(reduction), [r for r in REDUCTIONS if r])
+            near = checks.near(str(reduction), [r for r in REDUCTIONS if r])
             hint = f"did you mean {near!r}?" if near else f"give one of {list(REDUCTIONS)}"
             raise ValueError(f"Invalid value for argument reduction: {reduction!r}; {hint}")
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
@@ -123,7 +123,7 @@ class Loss(_Checked):
             m = leading(m)
             where = both(where, m if m.dtype == jnp.bool_ else m != 0)
         losses, weights, where = self._weighed(y_true, y_pred, weights, where)
-        loss = _reduce.reduce_losses(
+        loss = reduce.reduce_losses(
             losses, REDUCTIONS[self.reduction], weights=weights, where=where
         )
         return loss if self._dtype is None else loss.astype(self._dtype)

@@ -10,9 +10,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxloss
-from jaxloss import _checks
-from jaxloss._likelihood import rate_nll
-from jaxloss._numerics import clip, one_program
+from jaxloss._core import checks
+from jaxloss._core.numerics import clip
+from jaxloss._core.rules import one_program
+from jaxloss._families.likelihood import rate_nll
 from jaxloss.keras._inputs import EPSILON, class_axis, mean, pair
 
 _rate_nll = one_program(rate_nll)
@@ -108,7 +109,7 @@ def poisson(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
     [0.806853]
     """
     t, p = pair(y_true, y_pred)
-    return mean(_rate_nll(p, t, _checks.scalar("epsilon", EPSILON, p.dtype)))
+    return mean(_rate_nll(p, t, checks.scalar("epsilon", EPSILON, p.dtype)))
 
 
 def hinge(y_true: ArrayLike, y_pred: ArrayLike) -> Array:

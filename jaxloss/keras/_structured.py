@@ -5,10 +5,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxloss
-from jaxloss import _checks
-from jaxloss._checks import Axis
-from jaxloss._numerics import one_or_nan
-from jaxloss._overlap import Outcomes, outcomes, share
+from jaxloss._core import checks
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import one_or_nan
+from jaxloss._families.overlap import Outcomes, outcomes, share
 from jaxloss.keras._inputs import BAD_LABEL, EPSILON, class_ids, pair, predictions
 
 
@@ -51,14 +51,14 @@ def tversky(
     """
     of = _outcomes(y_true, y_pred, axis)
     dtype = of.true_positives.dtype
-    alpha, beta = _checks.scalar("alpha", alpha, dtype, 0), _checks.scalar("beta", beta, dtype, 0)
+    alpha, beta = checks.scalar("alpha", alpha, dtype, 0), checks.scalar("beta", beta, dtype, 0)
     wrong = alpha * of.false_negatives + beta * of.false_positives + EPSILON
     return share(wrong, of.true_positives)
 
 
 def _outcomes(y_true: ArrayLike, y_pred: ArrayLike, axis: Axis) -> Outcomes:
     t, p = pair(y_true, y_pred)
-    return outcomes(p, 1 - p, t, _checks.axes(axis, p.ndim))
+    return outcomes(p, 1 - p, t, checks.axes(axis, p.ndim))
 
 
 def circle(

@@ -12,17 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._numerics import finite, largest, nan_unless, times
-from jaxloss._softmax import (
-    ClassAxis,
-    Split,
-    beyond_one,
-    everywhere,
-    here,
-    of_label,
-    others_and_label,
-    tail_of_others,
-)
+from jaxloss._core.numerics import finite, largest, nan_unless, times
+from jaxloss._core.rows import beyond_one, others_and_label, tail_of_others
+from jaxloss._core.split import ClassAxis, Split, everywhere, here, of_label
 from jaxloss.linear._operands import vocabulary
 from jaxloss.linear._rows import Settings, shaped
 from jaxloss.linear._sharding import alike

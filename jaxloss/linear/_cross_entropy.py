@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._numerics import one_program
-from jaxloss._reduce import Reduction, check_reduction, reduce_losses
-from jaxloss._softmax import everywhere
+from jaxloss._core import checks
+from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
+from jaxloss._core.rules import one_program
+from jaxloss._core.split import everywhere
 from jaxloss.linear import _blocks, _operands, _rows, _vocab
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
@@ -118,25 +118,25 @@ def linear_cross_entropy(
     """
     check_reduction(reduction)
     _check_implementation(implementation, reduction)
-    _checks.option("label_smoothing", label_smoothing, 0, 1)
+    checks.option("label_smoothing", label_smoothing, 0, 1)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
     classes = everywhere(here, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _rows.Settings(
-        bias=_checks.of_classes("bias", bias, "weight", here, dtype),
+        bias=checks.of_classes("bias", bias, "weight", here, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
-        class_weights=_checks.of_classes("class_weights", class_weights, "weight", here, dtype),
-        smoothing=_checks.given("label_smoothing", label_smoothing, dtype, ()),
-        z_loss=_checks.given("z_loss", z_loss, dtype, ()),
+        class_weights=checks.of_classes("class_weights", class_weights, "weight", here, dtype),
+        smoothing=checks.given("label_smoothing", label_smoothing, dtype, ()),
+        z_loss=checks.given("z_loss", z_loss, dtype, ()),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
     return _linear_cross_entropy(
         head, labels, settings, weights, where,
         vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
-        chunk_size=_checks.chunk_size(chunk_size), implementation=implementation or "tokens",
+        chunk_size=checks.chunk_size(chunk_size), implementation=implementation or "tokens",
         chip=_chip(implementation, reduction, head, here, chunk_size), axis_name=axis_name,
     )  # fmt: skip
 

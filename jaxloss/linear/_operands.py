@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._reduce import per_example
-from jaxloss._softmax import ClassAxis, Split
+from jaxloss._core import checks, inputs
+from jaxloss._core.reduce import per_example
+from jaxloss._core.split import ClassAxis, Split
 from jaxloss.linear._sharding import varying
 from jaxloss.linear._tokens import Head
 
@@ -26,7 +26,7 @@ def head(
     hidden: ArrayLike, weight: ArrayLike, vocab_first: bool, axis_name: AxisName, prefix: str = ""
 ) -> Head:
     h_name, w_name = f"{prefix}hidden", f"{prefix}weight"
-    h, w = _checks.floating(h_name, hidden), _checks.floating(w_name, weight)
+    h, w = checks.floating(h_name, hidden), checks.floating(w_name, weight)
     features = 1 if vocab_first else 0
     if w.ndim != 2 or h.ndim < 1 or h.shape[-1] != w.shape[features] or 0 in w.shape:
         order = "[V, D], as vocab_first=True says" if vocab_first else "[D, V]"
@@ -58,13 +58,13 @@ def class_axis(axis_name: AxisName) -> ClassAxis:
 def labels_of(
     labels: ArrayLike, shape: tuple[int, ...], classes: int, ignore_index: int | None = None
 ) -> Array:
-    y = _checks.integers("labels", labels, "soft labels need softmax_cross_entropy and its logits")
+    y = checks.integers("labels", labels, "soft labels need softmax_cross_entropy and its logits")
     if y.shape != shape:
         raise ValueError(
             f"labels of shape {y.shape} do not match hidden of shape {(*shape, 'D')}: expected "
             f"labels of shape {shape}"
         )
-    _inputs.check_labels(y, classes, ignore_index)
+    inputs.check_labels(y, classes, ignore_index)
     return y
 
 
@@ -73,7 +73,7 @@ def of_tokens(
 ) -> Array | None:
     if x is None:
         return None
-    x = _checks.boolean(name, x) if dtype == jnp.bool_ else _checks.numeric(name, x, dtype)
+    x = checks.boolean(name, x) if dtype == jnp.bool_ else checks.numeric(name, x, dtype)
     return per_example(name, x, shape)
 
 
@@ -88,7 +88,7 @@ def flat(*of_tokens: Array | None) -> list[Any]:
 
 
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
-    return None if cap is None else _checks.positive("logit_softcap", cap, dtype)
+    return None if cap is None else checks.positive("logit_softcap", cap, dtype)
 
 
 def dead(

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._numerics import compute_dtype
-from jaxloss._reduce import Reduction, coefficients, reduce_losses
+from jaxloss._core.numerics import compute_dtype
+from jaxloss._core.reduce import Reduction, coefficients, reduce_losses
 from jaxloss.linear._sharding import alike, varying
 from jaxloss.linear._tokens import (
     Head,

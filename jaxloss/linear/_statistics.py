@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._numerics import one_program
-from jaxloss._reduce import Reduction, check_reduction
-from jaxloss._softmax import everywhere
+from jaxloss._core import checks
+from jaxloss._core.reduce import Reduction, check_reduction
+from jaxloss._core.rules import one_program
+from jaxloss._core.split import everywhere
 from jaxloss.linear import _operands, _rows
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rows import LinearStatistics
@@ -74,13 +74,13 @@ def linear_statistics(
     classes = everywhere(here, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes)
     settings = _rows.Settings(
-        bias=_checks.of_classes("bias", bias, "weight", here, dtype),
+        bias=checks.of_classes("bias", bias, "weight", here, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
     return _linear_statistics(
         head, labels, settings, where,
-        vocab_first=vocab_first, chunk_size=_checks.chunk_size(chunk_size), axis_name=axis_name,
+        vocab_first=vocab_first, chunk_size=checks.chunk_size(chunk_size), axis_name=axis_name,
     )  # fmt: skip
 
 
@@ -172,16 +172,16 @@ def linear_distillation(
             f"{student.weight.shape}: expected the same tokens and the same classes"
         )
     pair = _rows.Pair(
-        _checks.positive("temperature", temperature, dtype),
-        _checks.of_classes("bias", bias, "weight", here, dtype),
-        _checks.of_classes("teacher_bias", teacher_bias, "weight", here, dtype),
+        checks.positive("temperature", temperature, dtype),
+        checks.of_classes("bias", bias, "weight", here, dtype),
+        checks.of_classes("teacher_bias", teacher_bias, "weight", here, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
     return _linear_distillation(
         (student, teacher), pair, weights, where,
         divergence=divergence, vocab_first=vocab_first, reduction=reduction,
-        chunk_size=_checks.chunk_size(chunk_size), axis_name=axis_name,
+        chunk_size=checks.chunk_size(chunk_size), axis_name=axis_name,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._numerics import compute_dtype, finite, times
+from jaxloss._core.numerics import compute_dtype, finite, times
 from jaxloss.linear._sharding import alike
 
 Rows = Callable[[tuple[Array, ...], Array, Any], Any]

@@ -10,16 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._numerics import (
-    absolute,
-    one_program,
-    ratio,
-    relu,
-    tangent_sum,
-    tanh,
-    times,
-)
+from jaxloss._core import checks, inputs
+from jaxloss._core.numerics import absolute, ratio, relu, tanh, times
+from jaxloss._core.rules import one_program, tangent_sum
 
 
 def squared_error(
@@ -56,10 +49,10 @@ def squared_error(
 
 @one_program
 def _squared(p, t, where):
-    return _inputs.masked(where, _square(*_inputs.mask(where, p, t)))
+    return inputs.masked(where, _square(*inputs.mask(where, p, t)))
 
 
-# Arithmetic, and nothing that value and gradient share, not even the error: see `_binary`.
+# Arithmetic, and nothing that value and gradient share, not even the error: see `binary`.
 
 
 @jax.custom_jvp
@@ -97,7 +90,7 @@ def l2_loss(
 
 @one_program
 def _half_squared(p, t, where):
-    return _inputs.masked(where, 0.5 * _square(*_inputs.mask(where, p, t)))
+    return inputs.masked(where, 0.5 * _square(*inputs.mask(where, p, t)))
 
 
 def absolute_error(
@@ -130,8 +123,8 @@ def absolute_error(
 
 @one_program
 def _absolute(p, t, where):
-    error = _inputs.error(p, t, where)
-    return _inputs.masked(where, absolute(error))
+    error = inputs.error(p, t, where)
+    return inputs.masked(where, absolute(error))
 
 
 def huber_loss(
@@ -173,15 +166,15 @@ def huber_loss(
     >>> print(jaxloss.huber_loss(jax.numpy.array([0.5, 3.0]), 0))
     [0.125 2.5  ]
     """
-    _checks.option("delta", delta, 0, float("inf"))
+    checks.option("delta", delta, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _huber(p, t, _checks.setting("delta", delta, "predictions", p), where)
+    return _huber(p, t, checks.setting("delta", delta, "predictions", p), where)
 
 
 @one_program
 def _huber(p, t, delta, where):
-    p, t = _inputs.mask(where, p, t)
-    return _inputs.masked(where, _huber_of(p, t, jnp.broadcast_to(delta, p.shape)))
+    p, t = inputs.mask(where, p, t)
+    return inputs.masked(where, _huber_of(p, t, jnp.broadcast_to(delta, p.shape)))
 
 
 @jax.custom_jvp
@@ -248,7 +241,7 @@ def log_cosh(
 
 @one_program
 def _log_cosh(p, t, where):
-    return _inputs.masked(where, _log_cosh_of(*_inputs.mask(where, p, t)))
+    return inputs.masked(where, _log_cosh_of(*inputs.mask(where, p, t)))
 
 
 @jax.custom_jvp
@@ -304,16 +297,16 @@ def quantile_loss(
     >>> print(jaxloss.quantile_loss(jax.numpy.array([0.0, 2.0]), 1, quantile=0.75))
     [0.75 0.25]
     """
-    _checks.option("quantile", quantile, 0, 1)
+    checks.option("quantile", quantile, 0, 1)
     p, t, where = _pair(predictions, targets, where)
-    return _quantile(p, t, _checks.setting("quantile", quantile, "predictions", p), where)
+    return _quantile(p, t, checks.setting("quantile", quantile, "predictions", p), where)
 
 
 @one_program
 def _quantile(p, t, quantile, where):
-    error, quantile = _inputs.error(p, t, where), jnp.broadcast_to(quantile, p.shape)
+    error, quantile = inputs.error(p, t, where), jnp.broadcast_to(quantile, p.shape)
     loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
-    return _inputs.masked(where, loss)
+    return inputs.masked(where, loss)
 
 
 def absolute_percentage_error(
@@ -352,15 +345,15 @@ def absolute_percentage_error(
     >>> print(jaxloss.absolute_percentage_error(jax.numpy.array([1.5, 4.0]), 2))
     [ 25. 100.]
     """
-    _checks.option("epsilon", epsilon, 0, float("inf"))
+    checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _percentage(p, t, _checks.setting("epsilon", epsilon, "predictions", p), where)
+    return _percentage(p, t, checks.setting("epsilon", epsilon, "predictions", p), where)
 
 
 @one_program
 def _percentage(p, t, epsilon, where):
-    p, t = _inputs.mask(where, p, t)
-    return _inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
+    p, t = inputs.mask(where, p, t)
+    return inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
 
 
 @jax.custom_jvp
@@ -423,8 +416,8 @@ def squared_log_error(
 
 @one_program
 def _squared_log(p, t, where):
-    p, t = _inputs.mask(where, p, t)
-    return _inputs.masked(where, _log_ratio(p, t) ** 2)
+    p, t = inputs.mask(where, p, t)
+    return inputs.masked(where, _log_ratio(p, t) ** 2)
 
 
 @jax.custom_jvp
@@ -444,4 +437,4 @@ def _log_ratio_rule(primals, tangents):
 
 def _pair(predictions, targets, where):
     targets = 0 if targets is None else targets
-    return _inputs.elementwise("predictions", predictions, "targets", targets, where)
+    return inputs.elementwise("predictions", predictions, "targets", targets, where)

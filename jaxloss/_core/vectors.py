@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._numerics import largest, shortcut
+from jaxloss._core.numerics import largest
+from jaxloss._core.rules import shortcut
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -73,7 +74,7 @@ def _length_rule(axis, primals, tangents):
 
 
 def shrunk(x: Array, size: Length, use: int) -> Array:
-    """The vector scaled by a power of two, another in each pass: see `_softmax`."""
+    """The vector scaled by a power of two, another in each pass: see `rows`."""
     return x * (0.5**use * size.shrink)
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs, _pairs
-from jaxloss._numerics import one_program, softplus
-from jaxloss._pairs import AxisName, Side
-from jaxloss._reduce import per_size
-from jaxloss._softmax import label_nll, logsumexp, soft_nll
+from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.numerics import softplus
+from jaxloss._core.pairs import AxisName, Side
+from jaxloss._core.reduce import per_size
+from jaxloss._core.rows import label_nll, logsumexp, soft_nll
+from jaxloss._core.rules import one_program
 
 
 def ntxent(
@@ -63,28 +64,28 @@ def ntxent(
     >>> print(jaxloss.ntxent(x, jnp.array([0, 0, 1, 1]), temperature=0.25))
     0.0359763
     """
-    x = _pairs.vectors("embeddings", embeddings)
-    labels = _pairs.labels("labels", labels, "embeddings", x)
-    live = _pairs.mask(where, "embeddings", x)
-    temperature = _checks.positive("temperature", temperature, x.dtype)
-    size = _checks.chunk_size(chunk_size)
+    x = pairs.vectors("embeddings", embeddings)
+    labels = pairs.labels("labels", labels, "embeddings", x)
+    live = pairs.mask(where, "embeddings", x)
+    temperature = checks.positive("temperature", temperature, x.dtype)
+    size = checks.chunk_size(chunk_size)
     return _ntxent(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 
 @partial(one_program, static_argnames=("size", "axis_name"))
 def _ntxent(x, labels, temperature, live, *, size, axis_name):
-    rows = _pairs.side(x, labels, live, True, axis_name)
-    others = _pairs.columns(rows, axis_name)
-    losses, pairs = _pairs.sweep(_ntxent_block, rows, others, size, temperature)
-    count = jnp.sum(_inputs.masked(live, pairs))
+    rows = pairs.side(x, labels, live, True, axis_name)
+    others = pairs.columns(rows, axis_name)
+    losses, counts = pairs.sweep(_ntxent_block, rows, others, size, temperature)
+    count = jnp.sum(inputs.masked(live, counts))
     if axis_name is not None:
         count = lax.psum(count, axis_name)
-    return per_size(jnp.sum(_inputs.masked(live, losses)), count)
+    return per_size(jnp.sum(inputs.masked(live, losses)), count)
 
 
 def _ntxent_block(rows: Side, others: Side, temperature: Array) -> tuple[Array, Array]:
-    logits = _pairs.products(rows, others) / temperature
-    positive, negative = _pairs.kinds(rows, others)
+    logits = pairs.products(rows, others) / temperature
+    positive, negative = pairs.kinds(rows, others)
     against = logsumexp(jnp.where(negative, logits, -jnp.inf), 1)
     losses = jnp.where(positive, softplus(against - logits), 0)
     return jnp.sum(losses, 1), jnp.sum(positive, 1, dtype=logits.dtype)
@@ -141,31 +142,31 @@ def info_nce(
     >>> print(jaxloss.info_nce(images, texts, temperature=0.2))
     [0.126928 0.0181499]
     """
-    x, y = _pairs.towers("queries", queries, "keys", keys)
-    live = _pairs.mask(where, "queries", x)
-    temperature = _checks.positive("temperature", temperature, x.dtype)
-    size = _checks.chunk_size(chunk_size)
+    x, y = pairs.towers("queries", queries, "keys", keys)
+    live = pairs.mask(where, "queries", x)
+    temperature = checks.positive("temperature", temperature, x.dtype)
+    size = checks.chunk_size(chunk_size)
     static = {"normalize": normalize, "size": size, "axis_name": axis_name}
     return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
 
 
 @partial(one_program, static_argnames=("symmetric", "normalize", "size", "axis_name"))
 def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
-    queries, keys = (_pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
+    queries, keys = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
 
     def picking(rows, others):
-        others = _pairs.columns(others, axis_name)
-        return _pairs.sweep(_info_nce_block, rows, others, size, temperature)
+        others = pairs.columns(others, axis_name)
+        return pairs.sweep(_info_nce_block, rows, others, size, temperature)
 
     losses = picking(queries, keys)
     if symmetric:
         losses = (losses + picking(keys, queries)) / 2
-    return _inputs.masked(live, losses)
+    return inputs.masked(live, losses)
 
 
 def _info_nce_block(rows: Side, others: Side, temperature: Array) -> Array:
-    logits = _pairs.products(rows, others) / temperature
-    logits = _inputs.exclude(_pairs.present(others), logits, -jnp.inf)
+    logits = pairs.products(rows, others) / temperature
+    logits = inputs.exclude(pairs.present(others), logits, -jnp.inf)
     return label_nll(logits, rows.place[:, None], 1)[:, 0]
 
 
@@ -221,27 +222,27 @@ def siglip_loss(
     >>> print(jaxloss.siglip_loss(images, texts))
     [0.711297 2.12697]
     """
-    x, y = _pairs.towers("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
-    live = _pairs.mask(where, "image_embeddings", x)
-    temperature = _checks.scalar("temperature", temperature, x.dtype)
-    bias = _checks.scalar("bias", bias, x.dtype)
-    size = _checks.chunk_size(chunk_size)
+    x, y = pairs.towers("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
+    live = pairs.mask(where, "image_embeddings", x)
+    temperature = checks.scalar("temperature", temperature, x.dtype)
+    bias = checks.scalar("bias", bias, x.dtype)
+    size = checks.chunk_size(chunk_size)
     static = {"normalize": normalize, "size": size, "axis_name": axis_name}
     return _siglip(x, y, temperature, bias, live, **static)
 
 
 @partial(one_program, static_argnames=("normalize", "size", "axis_name"))
 def _siglip(x, y, temperature, bias, live, *, normalize, size, axis_name):
-    images, texts = (_pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
-    texts = _pairs.columns(texts, axis_name)
-    losses = _pairs.sweep(_siglip_block, images, texts, size, temperature, bias)
-    return _inputs.masked(live, losses)
+    images, texts = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
+    texts = pairs.columns(texts, axis_name)
+    losses = pairs.sweep(_siglip_block, images, texts, size, temperature, bias)
+    return inputs.masked(live, losses)
 
 
 def _siglip_block(rows: Side, others: Side, temperature: Array, bias: Array) -> Array:
-    logits = temperature * _pairs.products(rows, others) + bias
-    losses = softplus(jnp.where(_pairs.same_place(rows, others), -logits, logits))
-    return jnp.sum(_inputs.masked(_pairs.present(others), losses), 1)
+    logits = temperature * pairs.products(rows, others) + bias
+    losses = softplus(jnp.where(pairs.same_place(rows, others), -logits, logits))
+    return jnp.sum(inputs.masked(pairs.present(others), losses), 1)
 
 
 def supervised_contrastive_loss(
@@ -291,25 +292,25 @@ def supervised_contrastive_loss(
     >>> print(jaxloss.supervised_contrastive_loss(x, labels, temperature=0.25))
     [0.01814993 0.01814993 0.        ]
     """
-    x = _pairs.vectors("embeddings", embeddings)
-    labels = _pairs.labels("labels", labels, "embeddings", x)
-    live = _pairs.mask(where, "embeddings", x)
-    temperature = _checks.positive("temperature", temperature, x.dtype)
-    size = _checks.chunk_size(chunk_size)
+    x = pairs.vectors("embeddings", embeddings)
+    labels = pairs.labels("labels", labels, "embeddings", x)
+    live = pairs.mask(where, "embeddings", x)
+    temperature = checks.positive("temperature", temperature, x.dtype)
+    size = checks.chunk_size(chunk_size)
     return _supervised(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 
 @partial(one_program, static_argnames=("size", "axis_name"))
 def _supervised(x, labels, temperature, live, *, size, axis_name):
-    rows = _pairs.side(x, labels, live, True, axis_name)
-    others = _pairs.columns(rows, axis_name)
-    losses = _pairs.sweep(_supervised_block, rows, others, size, temperature)
-    return _inputs.masked(live, losses)
+    rows = pairs.side(x, labels, live, True, axis_name)
+    others = pairs.columns(rows, axis_name)
+    losses = pairs.sweep(_supervised_block, rows, others, size, temperature)
+    return inputs.masked(live, losses)
 
 
 def _supervised_block(rows: Side, others: Side, temperature: Array) -> Array:
-    logits = _pairs.products(rows, others) / temperature
-    positive, negative = _pairs.kinds(rows, others)
+    logits = pairs.products(rows, others) / temperature
+    positive, negative = pairs.kinds(rows, others)
     logits = jnp.where(positive | negative, logits, -jnp.inf)
     positive = positive.astype(logits.dtype)
     share = per_size(positive, jnp.sum(positive, 1, keepdims=True))

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import one_program, shortcut, with_gradient
-from jaxloss._softmax import total
-from jaxloss._vectors import length, shrunk, unit
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.rules import one_program, shortcut, with_gradient
+from jaxloss._core.split import total
+from jaxloss._core.vectors import length, shrunk, unit
 
 
 def cosine_similarity(
@@ -82,7 +82,7 @@ def cosine_distance(
 
 @partial(one_program, static_argnames=("axis", "distance"))
 def _cosine(p, t, live, epsilon, *, axis, distance):
-    p, t = (_inputs.exclude(live, x, 0) for x in (p, t))
+    p, t = (inputs.exclude(live, x, 0) for x in (p, t))
 
     def exact(p, t):
         a, b = (_floored_unit(x, epsilon, axis) for x in (p, t))
@@ -93,7 +93,7 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
         out = with_gradient(exact, fast, axis)(p, t)
     else:
         out = exact(p, t)
-    return _inputs.live_rows(live, jnp.squeeze(out, axis), axis)
+    return inputs.live_rows(live, jnp.squeeze(out, axis), axis)
 
 
 def _of_units(a, b, axis, distance):
@@ -139,6 +139,6 @@ def _floored_unit(x, epsilon, axis):
 
 def _pair(predictions, targets, epsilon, axis, where):
     """Check and convert two vectors, the mask and the floor of the squared norms."""
-    _checks.option("epsilon", epsilon, 0, float("inf"))
-    p, t, axis, live = _inputs.dense("predictions", predictions, "targets", targets, axis, where)
-    return p, t, live, _checks.given("epsilon", epsilon, p.dtype, ()), axis
+    checks.option("epsilon", epsilon, 0, float("inf"))
+    p, t, axis, live = inputs.dense("predictions", predictions, "targets", targets, axis, where)
+    return p, t, live, checks.given("epsilon", epsilon, p.dtype, ()), axis

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxloss._numerics import compute_dtype
+from jaxloss._core.numerics import compute_dtype
 
 Axis = int | Sequence[int] | None
 

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._numerics import blocks, finite, largest, one_or_nan, one_program, softplus, times
-from jaxloss._reduce import reduce_losses
-from jaxloss._softmax import soft_nll, softmax, total
+from jaxloss._core import checks, inputs
+from jaxloss._core.numerics import finite, largest, one_or_nan, softplus, times
+from jaxloss._core.pairs import blocks
+from jaxloss._core.reduce import reduce_losses
+from jaxloss._core.rows import soft_nll, softmax
+from jaxloss._core.rules import one_program
+from jaxloss._core.split import total
 
 # What one chunk of pairs may take, counting one number for each pair.
 _CHUNK_BYTES = 2**22
@@ -89,11 +92,11 @@ def ranking_softmax_loss(
 @one_program
 def _ranking_softmax(s, y, w, live, lists):
     axis = s.ndim - 1
-    s, y = _inputs.exclude(live, s, -jnp.inf), _inputs.exclude(live, y, 0)
+    s, y = inputs.exclude(live, s, -jnp.inf), inputs.exclude(live, y, 0)
     if w is not None:
-        y *= _inputs.exclude(live, w, 0)
+        y *= inputs.exclude(live, w, 0)
     if lists is None:
-        return _inputs.live_rows(live, jnp.squeeze(soft_nll(s, y, axis), axis), axis)
+        return inputs.live_rows(live, jnp.squeeze(soft_nll(s, y, axis), axis), axis)
     return _sum_each(times(y, softmax(s, axis, lists).nll), lists)
 
 
@@ -208,9 +211,9 @@ def pairwise_hinge_loss(
     >>> print(jaxloss.pairwise_hinge_loss(scores, labels))
     2.0
     """
-    _checks.option("margin", margin, 0, float("inf"))
+    checks.option("margin", margin, 0, float("inf"))
     items = _items("scores", scores, labels, where, weights, segments)
-    margin = _checks.scalar("margin", margin, items[0].dtype)
+    margin = checks.scalar("margin", margin, items[0].dtype)
     return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
 
 
@@ -222,8 +225,8 @@ def _hinge(difference: Array, margin: Array) -> Array:
 @partial(one_program, static_argnames=("of_pair", "chunk"))
 def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     axis = s.ndim - 1
-    s = _inputs.exclude(live, s, 0)
-    undefined = _inputs.exclude(live, jnp.isnan(s) | (y != y), False)
+    s = inputs.exclude(live, s, 0)
+    undefined = inputs.exclude(live, jnp.isnan(s) | (y != y), False)
     sound = total(undefined.astype(s.dtype), axis, lists) == 0
     factor = one_or_nan(sound, s.dtype)
     # Infinities must not meet: as finite numbers they are equal, or far apart.
@@ -232,7 +235,7 @@ def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     each += lax.stop_gradient(jnp.where(each > limit, jnp.inf, 0))
     each *= factor
     if w is not None:
-        each = times(_inputs.exclude(live, w, 0), each)
+        each = times(inputs.exclude(live, w, 0), each)
     return jnp.sum(each, axis)
 
 
@@ -264,28 +267,28 @@ def _against_lower(s, y, live, lists, margin, of_pair, chunk):
 
 
 def _chunk(size: int | None, s: Array) -> int:
-    return _checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(s.nbytes, 1))
+    return checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(s.nbytes, 1))
 
 
 def _items(name, scores, labels, where, weights, segments):
     """Check and convert what is given of the items; number the lists of a row in [0, n)."""
-    s = _checks.predictions(name, scores)
+    s = checks.predictions(name, scores)
     labels = jnp.asarray(labels)
-    y = _checks.numeric("labels", labels, labels.dtype)
-    shape = _checks.common_shape(name, s, "labels", y)
+    y = checks.numeric("labels", labels, labels.dtype)
+    shape = checks.common_shape(name, s, "labels", y)
     if not shape:
         raise ValueError(
             f"{name} of shape {s.shape} and labels of shape {y.shape} have no axis of items; "
             f"a list of one item has shape (1,)"
         )
-    s, _, live = _inputs.rows(name, jnp.broadcast_to(s, shape), -1, where)
+    s, _, live = inputs.rows(name, jnp.broadcast_to(s, shape), -1, where)
     if weights is not None:
-        weights = _checks.numeric("weights", weights, s.dtype)
-        _checks.fits("weights", weights, name, shape)
+        weights = checks.numeric("weights", weights, s.dtype)
+        checks.fits("weights", weights, name, shape)
         weights = jnp.broadcast_to(weights, shape)
     if segments is not None:
-        segments = _checks.integers("segments", segments, "number the lists of a row")
-        _checks.fits("segments", segments, name, shape)
+        segments = checks.integers("segments", segments, "number the lists of a row")
+        checks.fits("segments", segments, name, shape)
         segments = _numbered(jnp.broadcast_to(segments, shape))
     return s, jnp.broadcast_to(y, shape), weights, live, segments
 

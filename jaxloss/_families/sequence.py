@@ -14,10 +14,11 @@ from jax import Array, lax
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._frames import Frames, class_nll, frames_of, probability
-from jaxloss._numerics import largest, one_or_nan, one_program
-from jaxloss._softmax import logsumexp
+from jaxloss._core import checks
+from jaxloss._core.frames import Frames, class_nll, frames_of, probability
+from jaxloss._core.numerics import largest, one_or_nan
+from jaxloss._core.rows import logsumexp
+from jaxloss._core.rules import one_program
 
 
 def ctc_loss(
@@ -126,7 +127,7 @@ def ctc_loss_with_forward_probs(
     0.222222
     """
     batch = _check(logits, logit_paddings, labels, label_paddings, blank_id)
-    log_zero = _checks.scalar("log_epsilon", log_epsilon, batch.x.dtype)
+    log_zero = checks.scalar("log_epsilon", log_epsilon, batch.x.dtype)
     loss, blanks, others = _ctc_with_forward(
         *batch, log_zero, blank=blank_id, zero_infinity=zero_infinity
     )
@@ -142,10 +143,10 @@ class _Batch(NamedTuple):
 
 
 def _check(logits, logit_paddings, labels, label_paddings, blank) -> _Batch:
-    x = _checks.predictions("logits", logits)
-    labels = _checks.integers("labels", labels, "they are class numbers")
-    frames = _checks.numeric("logit_paddings", logit_paddings, x.dtype)
-    ends = _checks.numeric("label_paddings", label_paddings, x.dtype)
+    x = checks.predictions("logits", logits)
+    labels = checks.integers("labels", labels, "they are class numbers")
+    frames = checks.numeric("logit_paddings", logit_paddings, x.dtype)
+    ends = checks.numeric("label_paddings", label_paddings, x.dtype)
     _check_shapes(x, frames, labels, ends)
     classes = x.shape[2]
     if not 0 <= blank < classes:

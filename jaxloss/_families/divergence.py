@@ -8,21 +8,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import (
-    defined,
-    finite,
-    largest,
-    nonnegative,
-    one_program,
-    shortcut,
-    times,
-    with_gradient,
-    xlogy,
-    zero_or_nan,
-)
-from jaxloss._softmax import ClassAxis, soft_nll, softmax, total
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import defined, finite, largest, nonnegative, times, xlogy, zero_or_nan
+from jaxloss._core.rows import soft_nll, softmax
+from jaxloss._core.rules import one_program, shortcut, with_gradient
+from jaxloss._core.split import ClassAxis, total
 
 
 def kl_divergence(
@@ -87,8 +78,8 @@ def _kl(log_p, t, live, *, axis, measures=False):
         return loss, loud - t
 
     # What is no class is no term; a measure has none of it either.
-    log_p = _inputs.exclude(live, log_p, -jnp.inf if measures else 0)
-    t = _inputs.exclude(live, t, 0)
+    log_p = inputs.exclude(live, log_p, -jnp.inf if measures else 0)
+    t = inputs.exclude(live, t, 0)
     return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, t), axis)
 
 
@@ -175,7 +166,7 @@ def _kl_of_logs(log_p, log_t, live, *, axis):
         loud = _loud(loss, log_p, log_t, lambda log_p, _: zero_or_nan(log_p))
         return loss, loud - _exp_again(log_t)
 
-    log_p, log_t = _inputs.exclude(live, log_p, 0), _inputs.exclude(live, log_t, -jnp.inf)
+    log_p, log_t = inputs.exclude(live, log_p, 0), inputs.exclude(live, log_t, -jnp.inf)
     return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
@@ -263,8 +254,8 @@ def js_divergence(
 
 @partial(one_program, static_argnames="axis")
 def _js(log_p, t, live, *, axis):
-    p = jnp.exp(_inputs.exclude(live, log_p, -jnp.inf))
-    return js_of_probabilities(p, nonnegative(_inputs.exclude(live, t, 0)), axis)
+    p = jnp.exp(inputs.exclude(live, log_p, -jnp.inf))
+    return js_of_probabilities(p, nonnegative(inputs.exclude(live, t, 0)), axis)
 
 
 def js_of_probabilities(p: Array, t: Array, axis: ClassAxis) -> Array:
@@ -356,20 +347,18 @@ def distillation_loss(
     >>> print(jaxloss.distillation_loss(student, teacher, temperature=2.0))
     0.296607
     """
-    x, y, axis, live = _inputs.dense(
-        "logits", logits, "teacher_logits", teacher_logits, axis, where
-    )
-    temperature = _checks.positive("temperature", temperature, x.dtype)
+    x, y, axis, live = inputs.dense("logits", logits, "teacher_logits", teacher_logits, axis, where)
+    temperature = checks.positive("temperature", temperature, x.dtype)
     return distillation(x, y, live, temperature, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def distillation(x, y, live, temperature, *, axis):
-    x, y = (_inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
+    x, y = (inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
     teacher = softmax(y, axis).p
     loss = jnp.squeeze(soft_nll(x, teacher, axis) - soft_nll(y, teacher, axis), axis)
-    return _inputs.live_rows(live, temperature**2 * loss, axis)
+    return inputs.live_rows(live, temperature**2 * loss, axis)
 
 
 def _pair(log_predictions, name, targets, axis, where):
-    return _inputs.dense("log_predictions", log_predictions, name, targets, axis, where)
+    return inputs.dense("log_predictions", log_predictions, name, targets, axis, where)

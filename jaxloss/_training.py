@@ -6,8 +6,8 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks
-from jaxloss._numerics import times
+from jaxloss._core import checks
+from jaxloss._core.numerics import times
 
 
 def total_loss(data_loss: ArrayLike, auxiliary: Any, *, scale: ArrayLike = 1.0) -> Array:
@@ -41,16 +41,16 @@ def total_loss(data_loss: ArrayLike, auxiliary: Any, *, scale: ArrayLike = 1.0) 
     >>> print(jaxloss.total_loss(2.0, {"hidden": [0.5, 1.5], "out": None}, scale=0.1))
     2.2
     """
-    total = _checks.predictions("data_loss", data_loss)
+    total = checks.predictions("data_loss", data_loss)
     if total.ndim:
         raise ValueError(
             f"data_loss has shape {total.shape}, but must be a scalar: reduce it first, as "
             f"jaxloss.Loss does"
         )
-    scale = _checks.scalar("scale", scale, total.dtype)
+    scale = checks.scalar("scale", scale, total.dtype)
     for path, leaf in jax.tree_util.tree_leaves_with_path(auxiliary):
         name = f"auxiliary{jax.tree_util.keystr(path)}"
-        penalty = _checks.numeric(name, leaf, total.dtype)
+        penalty = checks.numeric(name, leaf, total.dtype)
         if penalty.ndim:
             raise ValueError(
                 f"{name} has shape {penalty.shape}, but must be a scalar: take its mean over "

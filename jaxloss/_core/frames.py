@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._softmax import centred, gap_below, gap_to, row
+from jaxloss._core.rows import centred, gap_below, gap_to, row
 
 
 class Frames(NamedTuple):

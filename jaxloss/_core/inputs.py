@@ -8,18 +8,18 @@ that no derivative can see it, and the results after.
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from jaxloss import _checks
-from jaxloss._numerics import one_or_nan
+from jaxloss._core import checks
+from jaxloss._core.numerics import one_or_nan
 
 
 def elementwise(x_name, x, z_name, z, where):
     """Check and convert a prediction, its label and the mask; broadcast them together."""
-    x = _checks.predictions(x_name, x)
-    z = _checks.numeric(z_name, z, x.dtype)
-    shape = _checks.common_shape(x_name, x, z_name, z)
+    x = checks.predictions(x_name, x)
+    z = checks.numeric(z_name, z, x.dtype)
+    shape = checks.common_shape(x_name, x, z_name, z)
     if where is not None:
-        where = _checks.boolean("where", where)
-        _checks.fits("where", where, x_name, shape)
+        where = checks.boolean("where", where)
+        checks.fits("where", where, x_name, shape)
         where = jnp.broadcast_to(where, shape)
     return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
 
@@ -43,49 +43,49 @@ def masked(where, loss):
 
 def rows(name, x, axis, where):
     """Make the class axes one, and the mask one over classes."""
-    axes, shape = _checks.axes(axis, x.ndim), x.shape
+    axes, shape = checks.axes(axis, x.ndim), x.shape
     if where is not None:
-        where = _checks.boolean("where", where)
+        where = checks.boolean("where", where)
         if where.ndim == x.ndim - len(axes) and where.ndim:
-            _checks.fits("where", where, f"rows of {name}", _checks.without(shape, axes))
+            checks.fits("where", where, f"rows of {name}", checks.without(shape, axes))
             where = jnp.expand_dims(where, axes)
-        _checks.fits("where", where, name, shape)
+        checks.fits("where", where, name, shape)
         where = jnp.broadcast_to(where, shape)
     if len(axes) == 1:
         return x, axes[0], where
-    where = None if where is None else _checks.classes_last(where, axes)
-    return _checks.classes_last(x, axes), len(shape) - len(axes), where
+    where = None if where is None else checks.classes_last(where, axes)
+    return checks.classes_last(x, axes), len(shape) - len(axes), where
 
 
 def dense(x_name, x, y_name, y, axis, where):
     """Check and convert predictions, targets over the same rows, and the mask."""
-    x = _checks.predictions(x_name, x)
-    y = _checks.numeric(y_name, given := y, x.dtype)
+    x = checks.predictions(x_name, x)
+    y = checks.numeric(y_name, given := y, x.dtype)
     integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
     if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
             f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
             f"class labels are for the function of this name ..._with_integer_labels"
         )
-    shape = _checks.common_shape(x_name, x, y_name, y)
+    shape = checks.common_shape(x_name, x, y_name, y)
     x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
-    axes = _checks.axes(axis, x.ndim)
+    axes = checks.axes(axis, x.ndim)
     x, axis, live = rows(x_name, x, axes, where)
-    return x, y if len(axes) == 1 else _checks.classes_last(y, axes), axis, live
+    return x, y if len(axes) == 1 else checks.classes_last(y, axes), axis, live
 
 
 def labels(name, x, labels, axis, ignore_index):
     """Check integer labels, and give them the class axis with size one."""
-    labels = _checks.integers(
+    labels = checks.integers(
         "labels", labels, "one-hot or soft labels are for the function without integer labels"
     )
-    rows = _checks.without(x.shape, (axis,))
+    rows = checks.without(x.shape, (axis,))
     if labels.ndim != len(rows):
         raise ValueError(
             f"labels of shape {labels.shape} do not match {name} of shape {x.shape} with classes "
             f"along axis {axis}: expected labels of shape {rows}"
         )
-    _checks.fits("labels", labels, f"rows of {name}", rows)
+    checks.fits("labels", labels, f"rows of {name}", rows)
     check_labels(labels, x.shape[axis], ignore_index)
     return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
 
@@ -106,7 +106,7 @@ def check_labels(labels, n, ignore_index):
 
 def labelled(name, x, y, axis, where, ignore_index=None):
     """Check and convert rows of predictions, their integer labels, and the mask."""
-    x, axis, live = rows(name, _checks.predictions(name, x), axis, where)
+    x, axis, live = rows(name, checks.predictions(name, x), axis, where)
     return x, labels(name, x, y, axis, ignore_index), axis, live
 
 

@@ -12,20 +12,12 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss import _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import (
-    bounded,
-    finite,
-    largest,
-    nan_unless,
-    one_program,
-    relu,
-    tangent_sum,
-    times,
-    zero_or_nan,
-)
-from jaxloss._softmax import label_bump, of_label, total
+from jaxloss._core import inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import bounded, finite, largest, nan_unless, relu, times, zero_or_nan
+from jaxloss._core.rows import label_bump
+from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.split import of_label, total
 
 
 def hinge_loss(
@@ -63,13 +55,13 @@ def hinge_loss(
 
 @one_program
 def _hinge(x, t, where):
-    x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, _below_margin(x, t, 1))
+    x, t = inputs.mask(where, x, t)
+    return inputs.masked(where, _below_margin(x, t, 1))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _below_margin(x: Array, t: Array, margin: float, zero: float = 0.0) -> Array:
-    """`max(0, margin - t * x)`; `zero` is another one, -0, in another pass: see `_binary`."""
+    """`max(0, margin - t * x)`; `zero` is another one, -0, in another pass: see `binary`."""
     missing = margin - t * x
     return jnp.maximum(missing, zero) + zero_or_nan(missing, 1.25 * margin + 5, zero)
 
@@ -113,8 +105,8 @@ def squared_hinge_loss(
 
 @one_program
 def _squared_hinge(x, t, where):
-    x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, _squared_below_one(x, t))
+    x, t = inputs.mask(where, x, t)
+    return inputs.masked(where, _squared_below_one(x, t))
 
 
 @jax.custom_jvp
@@ -155,8 +147,8 @@ def perceptron_loss(
 
 @one_program
 def _perceptron(x, t, where):
-    x, t = _inputs.mask(where, x, t)
-    return _inputs.masked(where, _below_margin(x, t, 0))
+    x, t = inputs.mask(where, x, t)
+    return inputs.masked(where, _below_margin(x, t, 0))
 
 
 def multiclass_hinge_loss(
@@ -199,15 +191,15 @@ def multiclass_hinge_loss(
     >>> print(jaxloss.multiclass_hinge_loss(jax.numpy.array([1.0, 2.5, 0.0]), 0))
     2.5
     """
-    s, labels, axis, live = _inputs.labelled("scores", scores, labels, axis, where)
+    s, labels, axis, live = inputs.labelled("scores", scores, labels, axis, where)
     return _multiclass_hinge(s, labels, live, axis=axis, margin=1)
 
 
 @partial(one_program, static_argnames=("axis", "margin"))
 def _multiclass_hinge(s, labels, live, *, axis, margin):
-    s = _inputs.live_classes(live, s, axis, -jnp.inf, 0)
+    s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
     loss = jnp.squeeze(_label_hinge(s, labels, axis, margin), axis)
-    return _inputs.live_rows(live, loss, axis)
+    return inputs.live_rows(live, loss, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -230,7 +222,7 @@ def _label_hinge_rule(axis, margin, primals, tangents):
 
 def _label_hinge_row(s, labels, axis, margin):
     """The loss, the largest other score, the share of each class of that, and their sum."""
-    # As in `_softmax`, arithmetic instead of selects, with constants of its own in each pass.
+    # As in `rows`, arithmetic instead of selects, with constants of its own in each pass.
     big = largest(s.dtype)
     others = jnp.minimum(s, label_bump(s, labels, axis, 2.0) * big - big)
     best = jnp.maximum(jnp.max(others, axis, keepdims=True), -big)
@@ -271,7 +263,7 @@ def multiclass_perceptron_loss(
     >>> print(jaxloss.multiclass_perceptron_loss(jax.numpy.array([1.0, 2.5, 0.0]), 0))
     1.5
     """
-    s, labels, axis, live = _inputs.labelled("scores", scores, labels, axis, where)
+    s, labels, axis, live = inputs.labelled("scores", scores, labels, axis, where)
     return _multiclass_hinge(s, labels, live, axis=axis, margin=0)
 
 
@@ -316,14 +308,14 @@ def categorical_hinge_loss(
     >>> print(jaxloss.categorical_hinge_loss(scores, labels))
     0.75
     """
-    s, y, axis, live = _inputs.dense("scores", scores, "labels", labels, axis, where)
+    s, y, axis, live = inputs.dense("scores", scores, "labels", labels, axis, where)
     return _categorical_hinge(s, y, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _categorical_hinge(s, y, live, *, axis):
-    s, y = _inputs.live_classes(live, s, axis, -jnp.inf, 0), _inputs.exclude(live, y, 0)
-    return _inputs.live_rows(live, relu(jnp.squeeze(_soft_lead(s, y, axis), axis)), axis)
+    s, y = inputs.live_classes(live, s, axis, -jnp.inf, 0), inputs.exclude(live, y, 0)
+    return inputs.live_rows(live, relu(jnp.squeeze(_soft_lead(s, y, axis), axis)), axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -350,7 +342,7 @@ def _soft_lead_rule(axis, primals, tangents):
 def _soft_lead_row(s, y, axis):
     """The lead, the largest weighed score, and the share of each class of that.
 
-    No number may be a constant in two of the passes, this and the gradient's: see `_softmax`.
+    No number may be a constant in two of the passes, this and the gradient's: see `rows`.
     """
     eps = float(jnp.finfo(s.dtype).eps)
     best = jnp.max(_weighed(s, 32 - 32 * y, 32), axis, keepdims=True) / 1024
@@ -377,4 +369,4 @@ def _weighed(s, w, unit):
 
 
 def _scores(predictor_outputs, targets, where):
-    return _inputs.elementwise("predictor_outputs", predictor_outputs, "targets", targets, where)
+    return inputs.elementwise("predictor_outputs", predictor_outputs, "targets", targets, where)

@@ -7,17 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import one_or_nan, one_program, times, xlogy
-from jaxloss._softmax import (
-    along,
-    classes,
-    label_nll,
-    logsumexp,
-    of_label,
-    soft_nll,
-)
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import one_or_nan, times, xlogy
+from jaxloss._core.rows import label_nll, logsumexp, soft_nll
+from jaxloss._core.rules import one_program
+from jaxloss._core.split import along, classes, of_label
 
 
 def softmax_cross_entropy(
@@ -63,14 +58,14 @@ def softmax_cross_entropy(
     >>> print(jaxloss.softmax_cross_entropy(logits, labels))
     2.0612e-09
     """
-    x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
+    x, y, axis, live = inputs.dense("logits", logits, "labels", labels, axis, where)
     return _softmax_ce(x, y, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _softmax_ce(x, y, live, *, axis):
-    x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
-    return _inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
+    x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
+    return inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -146,13 +141,13 @@ def softmax_cross_entropy_with_integer_labels(
     >>> print(jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels))
     [4.076e-01 4.1223e-09]
     """
-    _checks.option("label_smoothing", label_smoothing, 0, 1)
-    x, labels, axis, live = _inputs.labelled("logits", logits, labels, axis, where, ignore_index)
-    class_weights = _checks.of_classes(
+    checks.option("label_smoothing", label_smoothing, 0, 1)
+    x, labels, axis, live = inputs.labelled("logits", logits, labels, axis, where, ignore_index)
+    class_weights = checks.of_classes(
         "class_weights", class_weights, "logits", x.shape[axis], x.dtype
     )
-    smoothing = _checks.given("label_smoothing", label_smoothing, x.dtype, ())
-    z = _checks.given("z_loss", z_loss, x.dtype, ())
+    smoothing = checks.given("label_smoothing", label_smoothing, x.dtype, ())
+    z = checks.given("z_loss", z_loss, x.dtype, ())
     return integer_cross_entropy(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
@@ -160,8 +155,8 @@ def softmax_cross_entropy_with_integer_labels(
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
-    x, labels, kept = _inputs.ignore(x, labels, axis, ignore_index)
-    x = _inputs.live_classes(live, x, axis, -jnp.inf, 0)
+    x, labels, kept = inputs.ignore(x, labels, axis, ignore_index)
+    x = inputs.live_classes(live, x, axis, -jnp.inf, 0)
     loss = label_nll(x, labels, axis)
     weights = None
     if class_weights is not None:
@@ -173,7 +168,7 @@ def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, 
     if z_loss is not None:
         loss += z_loss * logsumexp(x, axis) ** 2
     loss = loss if kept is None else jnp.where(kept, loss, 0)
-    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def _uniform(x, live, axis):
@@ -225,13 +220,13 @@ def categorical_cross_entropy(
     >>> print(jaxloss.categorical_cross_entropy(p, jax.numpy.array([1.0, 0.0, 0.0])))
     0.287682
     """
-    p, y, axis, live = _inputs.dense("probabilities", probabilities, "labels", labels, axis, where)
+    p, y, axis, live = inputs.dense("probabilities", probabilities, "labels", labels, axis, where)
     return _probability_ce(p, y, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = _inputs.probabilities(_inputs.exclude(live, p, 1)), _inputs.exclude(live, y, 0)
+    p, y = inputs.probabilities(inputs.exclude(live, p, 1)), inputs.exclude(live, y, 0)
     return 0 - jnp.sum(xlogy(y, p), axis)
 
 
@@ -279,7 +274,7 @@ def categorical_cross_entropy_with_integer_labels(
     >>> print(jaxloss.categorical_cross_entropy_with_integer_labels(p, labels))
     [0.287682 0.693147]
     """
-    p, labels, axis, live = _inputs.labelled(
+    p, labels, axis, live = inputs.labelled(
         "probabilities", probabilities, labels, axis, where, ignore_index
     )
     return _probability_integer_ce(p, labels, live, axis=axis, ignore_index=ignore_index)
@@ -287,15 +282,15 @@ def categorical_cross_entropy_with_integer_labels(
 
 @partial(one_program, static_argnames=("axis", "ignore_index"))
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
-    p, labels, kept = _inputs.ignore(p, labels, axis, ignore_index)
-    p = _inputs.live_classes(live, p, axis, 0, 1)
+    p, labels, kept = inputs.ignore(p, labels, axis, ignore_index)
+    p = inputs.live_classes(live, p, axis, 0, 1)
     valid = (labels >= 0) & (labels < p.shape[axis])
-    p = _inputs.probabilities(p) * one_or_nan(valid, p.dtype)
+    p = inputs.probabilities(p) * one_or_nan(valid, p.dtype)
     # The row's own term only; the others are there to carry a NaN.
     y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
     loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
-    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def smooth_labels(
@@ -328,14 +323,14 @@ def smooth_labels(
     >>> print(jaxloss.smooth_labels(jax.numpy.array([0.0, 1.0]), 0.25))
     [0.125 0.875]
     """
-    _checks.option("alpha", alpha, 0, 1)
-    y = _checks.predictions("labels", labels)
-    alpha = _checks.scalar("alpha", alpha, y.dtype)
+    checks.option("alpha", alpha, 0, 1)
+    y = checks.predictions("labels", labels)
+    alpha = checks.scalar("alpha", alpha, y.dtype)
     if where is not None:
-        where = _checks.boolean("where", where)
-        _checks.fits("where", where, "labels", y.shape)
+        where = checks.boolean("where", where)
+        checks.fits("where", where, "labels", y.shape)
         where = jnp.broadcast_to(where, y.shape)
-    return _smooth(y, alpha, where, axis=_checks.axes(axis, y.ndim))
+    return _smooth(y, alpha, where, axis=checks.axes(axis, y.ndim))
 
 
 @partial(one_program, static_argnames="axis")

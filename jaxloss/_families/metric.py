@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs, _pairs
-from jaxloss._numerics import one_program, relu, softplus, tangent_sum, times
-from jaxloss._pairs import AxisName
-from jaxloss._softmax import logsumexp
+from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.numerics import relu, softplus, times
+from jaxloss._core.pairs import AxisName
+from jaxloss._core.rows import logsumexp
+from jaxloss._core.rules import one_program, tangent_sum
 
 
 def triplet_margin_loss(
@@ -63,25 +64,25 @@ def triplet_margin_loss(
     >>> print(jaxloss.triplet_margin_loss(a, p, n), jaxloss.triplet_margin_loss(a, p, n, -1, 1))
     4.0 6.0
     """
-    a = _checks.predictions("anchors", anchors)
-    p = _checks.numeric("positives", positives, a.dtype)
-    n = _checks.numeric("negatives", negatives, a.dtype)
-    shape = _checks.common_shape("anchors", a, "positives", p)
+    a = checks.predictions("anchors", anchors)
+    p = checks.numeric("positives", positives, a.dtype)
+    n = checks.numeric("negatives", negatives, a.dtype)
+    shape = checks.common_shape("anchors", a, "positives", p)
     a = jnp.broadcast_to(a, shape)
-    shape = _checks.common_shape("anchors", a, "negatives", n)
+    shape = checks.common_shape("anchors", a, "negatives", n)
     a, p, n = (jnp.broadcast_to(x, shape) for x in (a, p, n))
-    (axis,) = _checks.axes(axis, len(shape))
-    _checks.option("norm_degree", norm_degree, 1, float("inf"), closed=False)
-    _checks.option("eps", eps, 0, float("inf"))
+    (axis,) = checks.axes(axis, len(shape))
+    checks.option("norm_degree", norm_degree, 1, float("inf"), closed=False)
+    checks.option("eps", eps, 0, float("inf"))
     # Squares and square roots are faster, and as a rule more accurate, than powers.
     square = isinstance(norm_degree, (int, float)) and norm_degree == 2
-    degree = None if square else _checks.scalar("norm_degree", norm_degree, a.dtype)
-    margin = _checks.scalar("margin", margin, a.dtype)
-    eps = _checks.scalar("eps", eps, a.dtype)
+    degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype)
+    margin = checks.scalar("margin", margin, a.dtype)
+    eps = checks.scalar("eps", eps, a.dtype)
     if where is not None:
-        where = _checks.boolean("where", where)
-        losses = _checks.without(shape, (axis,))
-        _checks.fits("where", where, "losses", losses)
+        where = checks.boolean("where", where)
+        losses = checks.without(shape, (axis,))
+        checks.fits("where", where, "losses", losses)
         where = jnp.broadcast_to(where, losses)
     return _triplet(a, p, n, degree, margin, eps, where, axis=axis)
 
@@ -89,9 +90,9 @@ def triplet_margin_loss(
 @partial(one_program, static_argnames="axis")
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
-    a, p, n = _inputs.mask(live, a, p, n)
+    a, p, n = inputs.mask(live, a, p, n)
     near, far = (_distance(a, b, degree, eps, axis, use) for b, use in ((p, 1), (n, 3)))
-    return _inputs.masked(where, relu(near - far + margin))
+    return inputs.masked(where, relu(near - far + margin))
 
 
 def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int, use: int) -> Array:
@@ -214,20 +215,20 @@ def circle_loss(
     >>> print(jaxloss.circle_loss(x, jnp.array([0, 0, 1]), gamma=1.0))
     [0.61634374 0.96167487 0.        ]
     """
-    x = _pairs.vectors("embeddings", embeddings)
-    own = _pairs.labels("labels", labels, "embeddings", x)
+    x = pairs.vectors("embeddings", embeddings)
+    own = pairs.labels("labels", labels, "embeddings", x)
     if (reference_embeddings is None) != (reference_labels is None):
         raise ValueError("reference_embeddings and reference_labels go together")
     references = None
     if reference_embeddings is not None and reference_labels is not None:
-        y = _pairs.vectors("reference_embeddings", reference_embeddings, x.dtype)
-        theirs = _pairs.labels("reference_labels", reference_labels, "reference_embeddings", y)
-        _pairs.comparable(x, y, own, theirs)
+        y = pairs.vectors("reference_embeddings", reference_embeddings, x.dtype)
+        theirs = pairs.labels("reference_labels", reference_labels, "reference_embeddings", y)
+        pairs.comparable(x, y, own, theirs)
         references = (y, theirs)
-    _checks.option("gamma", gamma, 0, float("inf"))
-    _checks.option("margin", margin, 0, 1)
-    settings = [_checks.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
-    live = _pairs.mask(where, "embeddings", x)
+    checks.option("gamma", gamma, 0, float("inf"))
+    checks.option("margin", margin, 0, 1)
+    settings = [checks.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
+    live = pairs.mask(where, "embeddings", x)
     return _circle(
         x,
         own,
@@ -237,7 +238,7 @@ def circle_loss(
         normalize=normalize,
         detach=detach_weights,
         diagonal=references is not None if remove_diagonal is None else not remove_diagonal,
-        size=_checks.chunk_size(chunk_size),
+        size=checks.chunk_size(chunk_size),
         axis_name=axis_name,
     )
 
@@ -247,22 +248,22 @@ def circle_loss(
     static_argnames=("normalize", "detach", "diagonal", "size", "axis_name"),
 )
 def _circle(x, labels, references, settings, live, *, normalize, detach, diagonal, size, axis_name):
-    rows = others = _pairs.side(x, labels, live, normalize, axis_name)
+    rows = others = pairs.side(x, labels, live, normalize, axis_name)
     if references is not None:
         y, theirs = references
-        others = _pairs.side(y, theirs, None, normalize, axis_name)
-    others = _pairs.columns(others, axis_name)
+        others = pairs.side(y, theirs, None, normalize, axis_name)
+    others = pairs.columns(others, axis_name)
     if diagonal:
         others = others._replace(place=-1 - others.place)  # A row is in none of these places.
     block = partial(_circle_block, clip=not normalize, detach=detach)
-    losses = _pairs.sweep(block, rows, others, size, *settings)
-    return _inputs.masked(live, losses)
+    losses = pairs.sweep(block, rows, others, size, *settings)
+    return inputs.masked(live, losses)
 
 
 def _circle_block(rows, others, gamma, margin, *, clip, detach):
-    s = _pairs.products(rows, others)
+    s = pairs.products(rows, others)
     s = jnp.minimum(s, 1) if clip else s
-    positive, negative = _pairs.kinds(rows, others)
+    positive, negative = pairs.kinds(rows, others)
     weights = [jnp.maximum(1 + margin - s, 0), jnp.maximum(s + margin, 0)]
     pull, push = map(lax.stop_gradient, weights) if detach else weights
 

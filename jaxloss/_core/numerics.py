@@ -5,33 +5,14 @@ of derivative is as accurate as the value. Nothing here subtracts two large numb
 to get a small one, and no rule multiplies a zero by an infinity.
 """
 
-import functools
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-
-def one_program(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
-
-    A jit inside of a jit, even an inlined one, would be traced and linearised on its own,
-    which doubles the time that tracing a loss and its gradient takes.
-    """
-    compiled = jax.jit(formula, **jit_options)
-
-    @functools.wraps(formula)
-    def call(*args, **options):
-        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        return (formula if traced else compiled)(*args, **options)
-
-    return call
+from jaxloss._core.rules import tangent_sum
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -39,87 +20,8 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def blocks(x: Array, size: int, axis: int) -> Array:
-    """Parts of that size along a new first axis, the last of them filled up with zeros."""
-    x = jnp.pad(x, [(0, -n % size if a == axis else 0) for a, n in enumerate(x.shape)])
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    return jnp.moveaxis(x.reshape(*before, x.shape[axis] // size, size, *after), axis, 0)
-
-
 def largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)
-
-
-def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
-    """Sum the terms of a derivative rule, one `(tangent, term)` pair per argument.
-
-    The term of an argument that is not being differentiated is left out rather than
-    multiplied by zero: its factor may be infinite.
-    """
-    live = [term() for tangent, term in terms if not isinstance(tangent, SymbolicZero)]
-    return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
-
-
-def with_gradient(
-    exact: Callable[..., Array],
-    fast: Callable[..., tuple[Array, Array]],
-    axis: int | tuple[()],
-) -> Callable[..., Array]:
-    """`exact(x, *others)`, of rows along `axis`, whose value and gradient by `x` are `fast`'s.
-
-    With an axis of () each entry is a row. `fast` is for what a training step runs. The
-    derivatives by the other operands, and all of higher order, are those of `exact`.
-    """
-
-    @jax.custom_jvp
-    def loss(x, *others):
-        return both(x, *others)[0]
-
-    @partial(loss.defjvp, symbolic_zeros=True)
-    def _loss_rule(primals, tangents):
-        (x, *others), (v, *moves) = primals, tangents
-        value, gradient = both(x, *others)
-        live = [i for i, move in enumerate(moves) if not isinstance(move, SymbolicZero)]
-
-        def of_others():
-            def f(*some):
-                given = dict(zip(live, some, strict=True))
-                return exact(x, *(given.get(i, other) for i, other in enumerate(others)))
-
-            return jax.jvp(f, [others[i] for i in live], [moves[i] for i in live])[1]
-
-        terms = [(v, lambda: jnp.sum(gradient * v, axis, keepdims=True))]
-        if live:
-            terms.append((moves[live[0]], of_others))
-        return value, tangent_sum(value, *terms)
-
-    @jax.custom_jvp
-    def both(x, *others):
-        return fast(x, *others)
-
-    @both.defjvp
-    def _both_rule(primals, tangents):
-        def slow(x, *others):
-            value, pull = jax.vjp(lambda x: exact(x, *others), x)
-            return value, *pull(jnp.ones_like(value))
-
-        return both(*primals), jax.jvp(slow, primals, tangents)[1]
-
-    return loss
-
-
-def shortcut(
-    easy: Array, cheap: Callable[..., Any], full: Callable[..., Any], *operands: Array
-) -> Any:
-    """`full(*operands)`, or on a CPU, where that is `easy`, the same by `cheap`.
-
-    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
-    """
-
-    def either(*operands):
-        return lax.cond(easy, cheap, full, *operands)
-
-    return lax.platform_dependent(*operands, cpu=either, default=full)
 
 
 def nan_unless(valid: Array, x: Array) -> Array:
@@ -137,7 +39,7 @@ def zero_or_nan(x: Array, use: float = 1, zero: float = 0.0) -> Array:
     """Puts back a NaN that `minimum` or `maximum` may drop in some of XLA's CPU reductions.
 
     `use`, and which `zero`, 0 or -0, are constants that no other pass of the same loss has: see
-    `_softmax`.
+    `rows`.
     """
     return zero / (use + jnp.abs(x))
 

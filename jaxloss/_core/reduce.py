@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._numerics import times
+from jaxloss._core.numerics import times
 
 Reduction = Literal["none", "sum", "mean", "weighted_mean"]
 

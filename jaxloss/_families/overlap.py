@@ -13,11 +13,13 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import one_program, ratio, sigmoid, tangent_sum
-from jaxloss._reduce import reduce_losses
-from jaxloss._softmax import along, centred, complement, row, softmax
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import ratio, sigmoid
+from jaxloss._core.reduce import reduce_losses
+from jaxloss._core.rows import centred, complement, row, softmax
+from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.split import along
 
 ClassReduction = Literal["mean", "sum", "none"]
 
@@ -249,7 +251,7 @@ def multiclass_generalized_dice_loss(
     pixels = _pixels(predictions, targets, where)
     return _generalized(
         pixels,
-        _checks.scalar("smooth", smooth, pixels.x.dtype, 0),
+        checks.scalar("smooth", smooth, pixels.x.dtype, 0),
         axis=_pixel_axes(None, pixels.x.ndim),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -263,14 +265,14 @@ def _dice(predictions, targets, alpha, beta, *shared):
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
     pixels = _pixels(predictions, targets, where)
     shape, dtype = pixels.x.shape, pixels.x.dtype
-    class_weights = _checks.of_classes(
+    class_weights = checks.of_classes(
         "class_weights", class_weights, f"predictions of shape {shape}", shape[-1], dtype
     )
     settings = {"alpha": alpha, "beta": beta, "smooth": smooth}
     return _class_average(
         pixels,
         class_weights,
-        *(_checks.scalar(name, value, dtype, 0) for name, value in settings.items()),
+        *(checks.scalar(name, value, dtype, 0) for name, value in settings.items()),
         axis=_pixel_axes(axis, len(shape)),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -285,8 +287,8 @@ class _Pixels(NamedTuple):
 
 
 def _pixels(predictions, targets, where) -> _Pixels:
-    x = _checks.predictions("predictions", predictions)
-    t = _checks.numeric("targets", targets, x.dtype)
+    x = checks.predictions("predictions", predictions)
+    t = checks.numeric("targets", targets, x.dtype)
     given = f"predictions of shape {x.shape} and targets of shape {t.shape}"
     if abs(x.ndim - t.ndim) == 1:
         x, t = (a[..., None] if a.ndim == min(x.ndim, t.ndim) else a for a in (x, t))
@@ -295,14 +297,14 @@ def _pixels(predictions, targets, where) -> _Pixels:
             f"{given} do not match: give the same shape; of integer class labels make "
             f"jax.nn.one_hot(targets, classes)"
         )
-    x, _, live = _inputs.rows("predictions", x, -1, where)
+    x, _, live = inputs.rows("predictions", x, -1, where)
     return _Pixels(x, t, live)
 
 
 def _pixel_axes(axis, ndim) -> tuple[int, ...]:
     if axis is None or axis == ():
         return tuple(range(1, ndim - 1)) if axis is None else ()
-    axes = _checks.axes(axis, ndim)
+    axes = checks.axes(axis, ndim)
     if ndim - 1 in axes:
         raise ValueError(f"axis {axis} names the class axis of predictions of rank {ndim}")
     return axes
@@ -328,7 +330,7 @@ def _class_average(
 @partial(one_program, static_argnames=("axis", "tolerance", "ignore_background"))
 def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
     losses = tversky(_outcomes(pixels, axis, tolerance), 0.5, 0.5, smooth)
-    targets = _inputs.exclude(pixels.live, pixels.t, 0)
+    targets = inputs.exclude(pixels.live, pixels.t, 0)
     frequency = jnp.sum(targets, tuple(range(targets.ndim - 1)))
     weights = frequency.size * _rarity(frequency)
     return reduce_losses(_weighed(losses, weights, ignore_background), "mean")
@@ -360,16 +362,16 @@ def tversky(of: Outcomes, alpha, beta, smooth) -> Array:
 
 def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x, t, live = pixels
-    t = _inputs.exclude(live, t, 0)
+    t = inputs.exclude(live, t, 0)
     if tolerance is None:
         # Classes first: each is then a plane of pixels, and a sum over those one of rows.
-        x, t = (jnp.moveaxis(a, -1, 0) for a in (_inputs.exclude(live, x, -jnp.inf), t))
+        x, t = (jnp.moveaxis(a, -1, 0) for a in (inputs.exclude(live, x, -jnp.inf), t))
         sums = _of_logits(x, t, tuple(a + 1 for a in axis))
         return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
-    x = _inputs.exclude(live, x, 0)
+    x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
         _report_sums(x, live, tolerance)
-    p = _inputs.probabilities(x)
+    p = inputs.probabilities(x)
     return outcomes(p, 1 - p, t, axis)
 
 

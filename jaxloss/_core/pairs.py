@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._numerics import blocks
-from jaxloss._vectors import unit
+from jaxloss._core import checks, inputs
+from jaxloss._core.vectors import unit
 
 AxisName = str | tuple[str, ...] | None
 
@@ -31,7 +30,7 @@ class Side(NamedTuple):
 
 def vectors(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> Array:
     """Check and convert a batch of embeddings; with `dtype`, one that goes with another."""
-    out = _checks.predictions(name, x) if dtype is None else _checks.numeric(name, x, dtype)
+    out = checks.predictions(name, x) if dtype is None else checks.numeric(name, x, dtype)
     if out.ndim != 2:
         raise ValueError(
             f"{name} of shape {out.shape} must have the shape (batch, features); "
@@ -54,14 +53,14 @@ def towers(x_name: str, x: ArrayLike, y_name: str, y: ArrayLike) -> tuple[Array,
 
 def labels(name: str, given: ArrayLike, x_name: str, x: Array) -> Array:
     """Check the integer labels of a batch of embeddings."""
-    out = _checks.integers(name, given, f"rows of equal labels are alike; cast {name} to int32")
+    out = checks.integers(name, given, f"rows of equal labels are alike; cast {name} to int32")
     return _of_each_row(name, out, x_name, x)
 
 
 def mask(where: ArrayLike | None, x_name: str, x: Array) -> Array | None:
     if where is None:
         return None
-    return _of_each_row("where", _checks.boolean("where", where), x_name, x)
+    return _of_each_row("where", checks.boolean("where", where), x_name, x)
 
 
 def comparable(x: Array, y: Array, x_labels: Array, y_labels: Array) -> None:
@@ -90,7 +89,7 @@ def side(
     x: Array, labels: Array | None, live: Array | None, normalize: bool, axis_name: AxisName
 ) -> Side:
     """This device's rows; those that are masked get harmless contents."""
-    (x,) = _inputs.mask(None if live is None else live[:, None], x)
+    (x,) = inputs.mask(None if live is None else live[:, None], x)
     place = jnp.arange(len(x))
     if axis_name is not None:
         place += lax.axis_index(axis_name) * len(x)
@@ -102,6 +101,13 @@ def columns(rows: Side, axis_name: AxisName) -> Side:
     if axis_name is None:
         return rows
     return jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), rows)
+
+
+def blocks(x: Array, size: int, axis: int) -> Array:
+    """Parts of that size along a new first axis, the last of them filled up with zeros."""
+    x = jnp.pad(x, [(0, -n % size if a == axis else 0) for a, n in enumerate(x.shape)])
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    return jnp.moveaxis(x.reshape(*before, x.shape[axis] // size, size, *after), axis, 0)
 
 
 def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None, *settings: Array):

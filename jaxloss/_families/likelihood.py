@@ -8,8 +8,9 @@ from jax import Array
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._numerics import one_program, ratio, times, xlogy
+from jaxloss._core import checks, inputs
+from jaxloss._core.numerics import ratio, times, xlogy
+from jaxloss._core.rules import one_program
 
 
 def poisson_nll(
@@ -54,17 +55,17 @@ def poisson_nll(
     >>> print(jaxloss.poisson_nll(jax.numpy.array([0.0, 1.0]), jax.numpy.array([1, 2])))
     [1.         0.71828]
     """
-    x, t, where = _inputs.elementwise("predictions", predictions, "targets", targets, where)
+    x, t, where = inputs.elementwise("predictions", predictions, "targets", targets, where)
     return _poisson(x, t, where, log_input=log_input, full=full)
 
 
 @partial(one_program, static_argnames=("log_input", "full"))
 def _poisson(x, t, where, *, log_input, full):
-    x, t = _inputs.mask(where, x, t)
+    x, t = inputs.mask(where, x, t)
     loss = jnp.exp(x) - times(t, x) if log_input else rate_nll(x, t, 0)
     if full:
         loss += gammaln(t + 1)
-    return _inputs.masked(where, loss)
+    return inputs.masked(where, loss)
 
 
 def rate_nll(rate, t, floor):
@@ -112,15 +113,15 @@ def gaussian_nll(
     >>> print(jaxloss.gaussian_nll(jax.numpy.array([1.0, 3.0]), 1, 4.0))
     [0.6931472 1.1931472]
     """
-    p, t, where = _inputs.elementwise("predictions", predictions, "targets", targets, where)
-    variance = _checks.setting("variance", variance, "predictions", p)
+    p, t, where = inputs.elementwise("predictions", predictions, "targets", targets, where)
+    variance = checks.setting("variance", variance, "predictions", p)
     return _gaussian(p, t, variance, where, full=full)
 
 
 @partial(one_program, static_argnames="full")
 def _gaussian(p, t, variance, where, *, full):
-    error = _inputs.error(p, t, where)
-    (variance,) = _inputs.mask(where, jnp.broadcast_to(variance, p.shape))
+    error = inputs.error(p, t, where)
+    (variance,) = inputs.mask(where, jnp.broadcast_to(variance, p.shape))
     # Not the square over the variance, which may overflow.
     loss = 0.5 * (xlogy(jnp.ones_like(variance), variance) + error * ratio(error, variance))
-    return _inputs.masked(where, loss + 0.5 * math.log(2 * math.pi) if full else loss)
+    return inputs.masked(where, loss + 0.5 * math.log(2 * math.pi) if full else loss)

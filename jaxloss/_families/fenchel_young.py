@@ -10,19 +10,12 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._checks import Axis
-from jaxloss._numerics import (
-    bounded,
-    finite,
-    largest,
-    nan_unless,
-    one_program,
-    tangent_sum,
-    times,
-    zero_or_nan,
-)
-from jaxloss._softmax import label_bump, of_label, total
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import bounded, finite, largest, nan_unless, times, zero_or_nan
+from jaxloss._core.rows import label_bump
+from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.split import of_label, total
 
 
 def sparsemax_loss(
@@ -59,20 +52,20 @@ def sparsemax_loss(
     >>> print(jaxloss.sparsemax_loss(jax.numpy.array([0.0, 3.0]), 1))
     [0.25 0.  ]
     """
-    x, z, where = _inputs.elementwise("logits", logits, "labels", labels, where)
+    x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     return _binary_sparsemax(x, z, where)
 
 
 @one_program
 def _binary_sparsemax(x, z, where):
-    x, z = _inputs.mask(where, x, z)
-    return _inputs.masked(where, _sparse_nll(x, z))
+    x, z = inputs.mask(where, x, z)
+    return inputs.masked(where, _sparse_nll(x, z))
 
 
 @jax.custom_jvp
 def _sparse_nll(x: Array, z: Array) -> Array:
     # f(x) = max(x, 0) + max(1 - |x|, 0)**2 / 4, in arithmetic that shares nothing with the
-    # derivative: see `_binary._bce`, also for the infinities.
+    # derivative: see `binary._bce`, also for the infinities.
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
     wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
     wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * z
@@ -132,15 +125,15 @@ def multiclass_sparsemax_loss(
     >>> print(jaxloss.multiclass_sparsemax_loss(jax.numpy.array([1.0, 0.5, -3.0]), 0))
     0.0625
     """
-    s, labels, axis, live = _inputs.labelled("scores", scores, labels, axis, where)
+    s, labels, axis, live = inputs.labelled("scores", scores, labels, axis, where)
     return _multiclass_sparsemax(s, labels, live, axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _multiclass_sparsemax(s, labels, live, *, axis):
-    s = _inputs.live_classes(live, s, axis, -jnp.inf, 0)
+    s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
     loss = jnp.squeeze(_sparsemax_nll(s, labels, axis), axis)
-    return _inputs.live_rows(live, loss, axis)
+    return inputs.live_rows(live, loss, axis)
 
 
 class _SparseRow(NamedTuple):
@@ -262,9 +255,9 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]
     def fenchel_young_loss(
         scores: ArrayLike, targets: ArrayLike, *args: Any, **kwargs: Any
     ) -> Array:
-        s = _checks.predictions("scores", scores)
-        t = _checks.numeric("targets", targets, s.dtype)
-        shape = _checks.common_shape("scores", s, "targets", t)
+        s = checks.predictions("scores", scores)
+        t = checks.numeric("targets", targets, s.dtype)
+        shape = checks.common_shape("scores", s, "targets", t)
         if not shape:
             raise ValueError("scores and targets are scalars; give an axis to take the maximum of")
         one = jnp.vectorize(lambda row: max_fun(row, *args, **kwargs), signature="(n)->()")

@@ -13,9 +13,8 @@ of all devices.
 """
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,97 +22,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._numerics import finite, largest, nan_unless, tangent_sum
-
-
-@dataclass(frozen=True)
-class Split:
-    """The index of a class axis whose classes are split, evenly, over mapped devices."""
-
-    axis: int
-    axis_name: str | tuple[str, ...]
-
-    def __index__(self) -> int:
-        return self.axis
-
-
-ClassAxis = int | Split
-
-
-def along(x: Array, axis: ClassAxis) -> tuple[int, ...]:
-    """The shape of one value for each class, to broadcast to `x`."""
-    return tuple(n if a == operator.index(axis) else 1 for a, n in enumerate(x.shape))
-
-
-def everywhere(n: int, axis: ClassAxis) -> int:
-    """How many classes there are on all devices, if there are `n` on each."""
-    return n * lax.axis_size(axis.axis_name) if isinstance(axis, Split) else n
-
-
-def classes(x: Array, axis: ClassAxis) -> int:
-    """How many classes a row has, on all devices."""
-    return everywhere(x.shape[axis], axis)
-
-
-def _of_groups(segment: Callable[..., Array], x: Array, groups: Array) -> Array:
-    """Reduce each part of each row, for all of its entries."""
-
-    def row(x, groups):
-        return segment(x, groups, num_segments=x.size)[groups]
-
-    return jnp.vectorize(row, signature="(n),(n)->(n)")(x, groups)
-
-
-def _each(x: Array, axis: ClassAxis) -> Sequence[Array] | None:
-    """The classes one by one, where XLA's CPU backend is much faster with them so.
-
-    These are few along an axis that is not the last: then rows are computed side by side, as
-    elementwise arithmetic, and fused with what is around them.
-    """
-    n, a = x.shape[axis], operator.index(axis)
-    return lax.split(x, (1,) * n, a) if 0 < n <= 8 and a < x.ndim - 1 else None
-
-
-def spread(of_row: Array, x: Array, axis: ClassAxis) -> Array:
-    """What is of a row for each class, as `x` has them. Its transpose is a `total`."""
-    n, a = x.shape[axis], operator.index(axis)
-    if of_row.shape[a] == n or _each(x, axis) is None:
-        return of_row
-    return lax.concatenate([of_row] * n, a)
-
-
-def total(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
-    if groups is not None:
-        return _of_groups(jax.ops.segment_sum, x, groups)
-    each = _each(x, axis)
-    here = sum(each[1:], each[0]) if each else jnp.sum(x, operator.index(axis), keepdims=True)
-    return lax.psum(here, axis.axis_name) if isinstance(axis, Split) else here
-
-
-def _top(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
-    if groups is not None:
-        return _of_groups(jax.ops.segment_max, x, groups)
-    each = _each(x, axis)
-    here = reduce(jnp.maximum, each) if each else jnp.max(x, operator.index(axis), keepdims=True)
-    return lax.pmax(here, axis.axis_name) if isinstance(axis, Split) else here
-
-
-def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
-    """The label's entry of each row, that of the nearest class where there is none."""
-    n, a = x.shape[axis], operator.index(axis)
-    index = jnp.clip(labels, 0, classes(x, axis) - 1)
-    local = here(index, n, axis)
-    entry = jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
-    if not isinstance(axis, Split):
-        return entry
-    return lax.psum(jnp.where((local >= 0) & (local < n), entry, 0), axis.axis_name)
-
-
-def here(labels: Array, n: int, axis: ClassAxis) -> Array:
-    """Labels, counted from the first of this device's `n` classes."""
-    if not isinstance(axis, Split):
-        return labels
-    return labels - lax.axis_index(axis.axis_name).astype(labels.dtype) * n
+from jaxloss._core.numerics import finite, largest, nan_unless
+from jaxloss._core.rules import tangent_sum
+from jaxloss._core.split import ClassAxis, along, classes, here, largest_of, of_label, spread, total
 
 
 class Row(NamedTuple):
@@ -123,7 +34,7 @@ class Row(NamedTuple):
 
 
 def row(x: Array, axis: ClassAxis, groups: Array | None = None) -> Row:
-    top = _top(x, axis, groups)
+    top = largest_of(x, axis, groups)
     gap = gap_below(x, top)
     # 1 at the maximum and at ties, else 0: what is summed up is exactly the tail.
     is_top = 1 - jnp.minimum(gap * 1e30, 1)
@@ -205,7 +116,7 @@ def _complement_rule(axis, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def logsumexp(x: Array, axis: ClassAxis) -> Array:
-    return _top(x, axis) + jnp.log1p(row(x, axis).tail)
+    return largest_of(x, axis) + jnp.log1p(row(x, axis).tail)
 
 
 @logsumexp.defjvp
@@ -223,7 +134,7 @@ def log_complement(x: Array, axis: ClassAxis) -> Array:
     """`log(1 - softmax(x))`, right where `1 - softmax(x)` underflows."""
     p = softmax(x, axis).p
     others = logsumexp(_without_dominant(x, axis), axis)
-    top = _top(x, axis)
+    top = largest_of(x, axis)
     dominant = (others - top) - jnp.log1p(row(x, axis).tail)
     return jnp.where(_dominant(p), dominant, jnp.log1p(-jnp.where(_dominant(p), 0, p)))
 
@@ -278,7 +189,7 @@ class SoftRow(NamedTuple):
 
 def soft_row(x: Array, y: Array, axis: ClassAxis) -> SoftRow:
     eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
-    top = _top(x, axis)
+    top = largest_of(x, axis)
     gap = gap_to(x, top, 1)
     rest = total(jnp.exp(-gap) * elsewhere(gap, 1), axis) / 2
     count = classes(x, axis) - total(elsewhere(gap_to(x, top, 2), 2), axis) / 4
@@ -438,7 +349,7 @@ class _LabelRow(NamedTuple):
 def _label_row(x: Array, labels: Array, axis: ClassAxis) -> _LabelRow:
     # Two looks. With one reduction for both, of two exponentials a class, value and gradient of
     # 4096 x 1000 took an H100 0.14 ms, and 0.06 ms with the two of optax.
-    largest_logit, big = _top(x, axis), largest(x.dtype)
+    largest_logit, big = largest_of(x, axis), largest(x.dtype)
     top = jnp.clip(largest_logit, -big, big)
     tail = tail_of_others(x, labels, top, axis)
     x_label = of_label(x, labels, axis)

@@ -1,19 +1,19 @@
 """Cross-entropies that weigh easy and hard examples differently."""
 
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss import _checks, _inputs
-from jaxloss._categorical import softmax_cross_entropy_with_integer_labels
-from jaxloss._checks import Axis
-from jaxloss._numerics import finite, one_program, tangent_sum, times, with_gradient
-from jaxloss._softmax import (
+from jaxloss._core import checks, inputs
+from jaxloss._core.checks import Axis
+from jaxloss._core.numerics import clipped, finite, largest, sigmoid, softplus, times, zero_or_nan
+from jaxloss._core.rows import (
     SoftRow,
-    along,
     complement,
     elsewhere,
     entry,
@@ -21,9 +21,198 @@ from jaxloss._softmax import (
     log_complement,
     soft_row,
     softmax,
-    total,
     weighted_gradient,
 )
+from jaxloss._core.rules import one_program, tangent_sum, with_gradient
+from jaxloss._core.split import along, total
+from jaxloss._families.binary import _bce
+from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Focal loss of `sigmoid(logits)`: cross-entropy that plays down easy examples.
+
+    With p = sigmoid(x), z the label and `q = (1 - z) * p + z * (1 - p)`, the probability
+    of the wrong class:
+
+        loss = alpha_t * q ** gamma * sigmoid_binary_cross_entropy(x, z)
+
+    where `alpha_t = alpha * z + (1 - alpha) * (1 - z)`, or 1 without `alpha`.
+
+    Args:
+        logits: log-odds of the positive class, any shape and floating dtype.
+        labels: probability of the positive class, in [0, 1]: bool, integer or floating, of
+            the shape of `logits`, a scalar, or of the same rank with axes of size 1.
+        alpha: weight of the positive class against 1 - alpha of the negative one, in [0, 1].
+        gamma: exponent, at least 0; with 0 this is the (weighted) cross-entropy.
+        where: booleans shaped like `labels`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats, of the shape of `logits` and `labels` together, in float32
+        (float64 for float64 logits).
+
+    Raises:
+        TypeError: logits are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match; `alpha` or `gamma` is out of its range.
+
+    Derivatives are finite for every gamma >= 0, also where q underflows: at infinite
+    logits they are 0 on the right side and +-1 on the wrong side (times alpha_t).
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.sigmoid_focal_loss(jax.numpy.array([0.0, 4.0]), 1))
+    [1.732868e-01 5.871571e-06]
+    """
+    checks.option("gamma", gamma, 0, float("inf"))
+    x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
+    if alpha is not None:
+        checks.option("alpha", alpha, 0, 1)
+        alpha = checks.setting("alpha", alpha, "logits", x)
+    gamma = checks.setting("gamma", gamma, "logits", x)
+    return _sigmoid_focal(x, z, alpha, gamma, where)
+
+
+@one_program
+def _sigmoid_focal(x, z, alpha, gamma, where):
+    x, z = inputs.mask(where, x, z)
+    loss = with_gradient(_binary_focal, _binary_focal_with_gradient, ())(x, z, gamma)
+    if alpha is not None:
+        loss *= alpha * z + (1 - alpha) * (1 - z)
+    return inputs.masked(where, loss)
+
+
+def _binary_focal(x, z, gamma):
+    x = finite(x)
+    return _wrong_power(x, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(x, z, None)
+
+
+# For training, value and gradient are arithmetic alone, each with constants of its own: see
+# `binary._bce`. With s = exp(-|x|), v and u the weights of the likely and the unlikely side of x:
+#   q = (v + u s) / (1 + s)      loss = q ** g * (log(1 + s) + v |x|)
+#   d loss / dx = q ** g * ((1 - z) sigmoid(x) - z sigmoid(-x)) + g * (1 - 2 z) * r * loss
+# with the r from below.
+
+
+def _binary_focal_with_gradient(x, z, gamma):
+    # A power of two takes an infinite logit to a finite number and back.
+    big, eps = largest(x.dtype), 2.0**-60
+    of = _focal_terms(x, z, gamma, 1)
+    easy = jnp.exp(gamma * (of.log_mix - of.log1p))
+    value = easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
+    of = _focal_terms(x, z, gamma, 4)
+    easy = jnp.exp(-gamma * (of.log1p - of.log_mix))  # The value has gamma, this minus gamma.
+    bce = of.log1p + jnp.minimum(of.size, big / 2) * of.likely
+    return value, easy * (of.slope + of.easy_slope * bce)
+
+
+class _Focal(NamedTuple):
+    size: Array  # |x|
+    log_mix: Array  # log(v + u s)
+    log1p: Array  # log(1 + s)
+    likely: Array  # v
+    slope: Array  # (1 - z) sigmoid(x) - z sigmoid(-x)
+    easy_slope: Array  # g * (1 - 2 * z) * r
+
+
+def _focal_terms(x: Array, z: Array, gamma: Array, use: int) -> _Focal:
+    one, tiny = 2.0**use, float(jnp.finfo(x.dtype).tiny) * (1 + use / 64)
+    size = jnp.abs(x / one) * one
+    s = jnp.exp(-size)
+    # Near zero, where s is 1, the sides may have parts of each.
+    limit = 2.0**-100 * one**2
+    up = one + clipped(x, limit, one / limit)
+    down, yes, no = 2 * one - up, one * z, one - one * z
+    likely, unlikely = (up * no + down * yes) / (2 * one**2), (up * yes + down * no) / (2 * one**2)
+    mix, log1p = likely + unlikely * s, jnp.log1p(s)
+    # The log of 0, where s underflows; what is as small multiplies a loss that is zero.
+    log_mix = jnp.log(mix)
+    log_mix = jnp.maximum(log_mix, -200 - use) + zero_or_nan(
+        log_mix, one, 0.0 if use == 1 else -0.0
+    )
+    per = one + one * s
+    slope = (no * (up + down * s) - yes * (down + up * s)) / (2 * one) / per
+    r = one * s / jnp.maximum(mix, tiny) / per
+    return _Focal(size, log_mix, log1p, likely, slope, one * gamma * (no - yes) * r / one**2)
+
+
+# With a = 1 - z and b = z, the probability of the wrong class is
+#   q = a sigmoid(x) + b sigmoid(-x)
+#   d log q = (a - b) r dx + (sigmoid(x) da + sigmoid(-x) db) / q
+# with r = sigmoid(x) sigmoid(-x) / q, so the functions
+#   q ** g * sigmoid(x) ** i * sigmoid(-x) ** j
+# are closed under differentiation, and every order of derivative stays bounded where q,
+# on the right side of a confident prediction, underflows.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _wrong_power(x: Array, z: Array, g: Array, i: int, j: int) -> Array:
+    exponent = times(g, _log_wrong(x, z)) - i * softplus(-x) - j * softplus(x)
+    # What is larger multiplies a loss that is zero.
+    limit = 0.9 * math.log(largest(x.dtype))
+    return jnp.exp(jnp.where(exponent > limit, limit, exponent))
+
+
+@partial(_wrong_power.defjvp, symbolic_zeros=True)
+def _wrong_power_rule(i, j, primals, tangents):
+    x, z, g = primals
+    dx, dz, dg = tangents
+    out = _wrong_power(x, z, g, i, j)
+
+    def by_x():
+        return out * (g * (1 - 2 * z) * _wrong_slope(x, z) + i * sigmoid(-x) - j * sigmoid(x)) * dx
+
+    def by_z():
+        down, up = _wrong_power(x, z, g - 1, i, j + 1), _wrong_power(x, z, g - 1, i + 1, j)
+        return g * (down - up) * dz
+
+    return out, tangent_sum(
+        out, (dx, by_x), (dz, by_z), (dg, lambda: times(out, _log_wrong(x, z)) * dg)
+    )
+
+
+def _sides(x: Array, z: Array) -> tuple[Array, Array, Array]:
+    """exp(-|x|), and the weights of the likely and the unlikely side of x in q."""
+    return jnp.exp(-jnp.abs(x)), jnp.where(x >= 0, 1 - z, z), jnp.where(x >= 0, z, 1 - z)
+
+
+def _log_wrong(x: Array, z: Array) -> Array:
+    """log q, also where q underflows."""
+    s, likely, unlikely = _sides(x, z)
+    mixed = jnp.log(jnp.where(likely == 0, 1, likely + unlikely * s))
+    return jnp.where(likely == 0, jnp.log(unlikely) - jnp.abs(x), mixed) - jnp.log1p(s)
+
+
+@jax.custom_jvp
+def _wrong_slope(x: Array, z: Array) -> Array:
+    """r = sigmoid(x) * sigmoid(-x) / q."""
+    s, likely, unlikely = _sides(x, z)
+    mixed = s / jnp.where(likely == 0, 1, likely + unlikely * s)
+    return jnp.where(likely == 0, 1 / jnp.where(likely == 0, unlikely, 1), mixed) / (1 + s)
+
+
+@partial(_wrong_slope.defjvp, symbolic_zeros=True)
+def _wrong_slope_rule(primals, tangents):
+    (x, z), (dx, dz) = primals, tangents
+    r = _wrong_slope(x, z)
+    minus_one = -jnp.ones_like(x)
+
+    def by_x():
+        return r * (sigmoid(-x) - sigmoid(x) - (1 - 2 * z) * r) * dx
+
+    def by_z():
+        up, down = _wrong_power(x, z, minus_one, 1, 0), _wrong_power(x, z, minus_one, 0, 1)
+        return r * (up - down) * dz
+
+    return r, tangent_sum(r, (dx, by_x), (dz, by_z))
 
 
 def softmax_focal_loss(
@@ -72,9 +261,9 @@ def softmax_focal_loss(
     >>> print(jaxloss.softmax_focal_loss(logits, labels, gamma=1.0))
     4.2483e-18
     """
-    _checks.option("gamma", gamma, 0, float("inf"))
-    x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
-    gamma = _checks.scalar("gamma", gamma, x.dtype)
+    checks.option("gamma", gamma, 0, float("inf"))
+    x, y, axis, live = inputs.dense("logits", logits, "labels", labels, axis, where)
+    gamma = checks.scalar("gamma", gamma, x.dtype)
     if alpha is not None:
         alpha = class_weights(alpha, x, axis)
     return _softmax_focal(x, y, live, alpha, gamma, axis=axis)
@@ -82,7 +271,7 @@ def softmax_focal_loss(
 
 def class_weights(alpha: ArrayLike, x: Array, axis: int) -> Array:
     """The weight of the loss, or one for each class, so that it multiplies `x`."""
-    alpha = _checks.numeric("alpha", alpha, x.dtype)
+    alpha = checks.numeric("alpha", alpha, x.dtype)
     if alpha.shape not in ((), (x.shape[axis],)):
         raise ValueError(
             f"alpha of shape {alpha.shape} is neither a scalar nor one weight for each of the "
@@ -93,12 +282,12 @@ def class_weights(alpha: ArrayLike, x: Array, axis: int) -> Array:
 
 @partial(one_program, static_argnames="axis")
 def _softmax_focal(x, y, live, alpha, gamma, *, axis):
-    x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
+    x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
     if alpha is not None:
         y *= alpha
     exact, fast = partial(_focal, axis=axis), partial(_focal_with_gradient, axis=axis)
     loss = with_gradient(exact, fast, axis)(x, y, gamma)
-    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def _focal(x, y, gamma, *, axis):
@@ -108,7 +297,7 @@ def _focal(x, y, gamma, *, axis):
 
 # The losses sum(y * f(p)) have the gradient p * sum(w) - w, with w = -y * p * f'(p), which is
 # not negative. For training their value and gradient are written as arithmetic, anew in each
-# pass over the row, and with constants of its own: see `_softmax`.
+# pass over the row, and with constants of its own: see `rows`.
 
 
 def _focal_with_gradient(x, y, gamma, *, axis):
@@ -191,13 +380,13 @@ def poly_loss_cross_entropy(
     >>> print(jaxloss.poly_loss_cross_entropy(logits, labels))
     6.1834e-09
     """
-    x, y, axis, live = _inputs.dense("logits", logits, "labels", labels, axis, where)
-    return _poly(x, y, live, _checks.scalar("epsilon", epsilon, x.dtype), axis=axis)
+    x, y, axis, live = inputs.dense("logits", logits, "labels", labels, axis, where)
+    return _poly(x, y, live, checks.scalar("epsilon", epsilon, x.dtype), axis=axis)
 
 
 @partial(one_program, static_argnames="axis")
 def _poly(x, y, live, epsilon, *, axis):
-    x, y = _inputs.exclude(live, x, -jnp.inf), _inputs.exclude(live, y, 0)
+    x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
 
     def exact(x, y, epsilon):
         terms = epsilon * complement(x, axis) + softmax(x, axis).nll
@@ -205,7 +394,7 @@ def _poly(x, y, live, epsilon, *, axis):
 
     fast = partial(_poly_with_gradient, axis=axis)
     loss = with_gradient(exact, fast, axis)(x, y, epsilon)
-    return _inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def _poly_with_gradient(x, y, epsilon, *, axis):
@@ -271,11 +460,11 @@ def generalized_cross_entropy(
     >>> print(jaxloss.generalized_cross_entropy(logits, jax.numpy.array([0, 0])))
     [2.0612e-09 1.42857]
     """
-    _checks.option("q", q, 0, 1)
+    checks.option("q", q, 0, 1)
     nll = softmax_cross_entropy_with_integer_labels(
         logits, labels, axis, where, ignore_index=ignore_index
     )
-    return bounded_nll(nll, _checks.scalar("q", q, nll.dtype))
+    return bounded_nll(nll, checks.scalar("q", q, nll.dtype))
 
 
 @one_program
