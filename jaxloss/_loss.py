@@ -256,4 +256,4 @@ def check_options(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
     if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [p.name for p in list(parameters.values())[2:]]
-    checks.names(getattr(fn, "__name__", str(fn)), options, known)
+    checks.check_keywords(getattr(fn, "__name__", str(fn)), options, known)

@@ -163,7 +163,9 @@ def chunk_size(size: int | None) -> int | None:
     return size
 
 
-def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]) -> Array | None:
+def optional_operand(
+    name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]
+) -> Array | None:
     """A numeric setting as an operand; None, which costs nothing, if it is plainly zero."""
     if isinstance(value, (int, float)) and value == 0:
         return None
@@ -172,15 +174,15 @@ def given(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...])
     return x
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
+def closest(name: str, known: Iterable[str]) -> str | None:
     """What was meant by a name that is not known."""
     return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
-def names(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+def check_keywords(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Keywords that a function, or a constructor, takes."""
     for name in given:
         if name not in known:
-            meant = near(name, known)
+            meant = closest(name, known)
             hint = f"did you mean {meant!r}?" if meant else f"it takes {', '.join(known) or 'none'}"
             raise TypeError(f"{owner} has no option {name!r}; {hint}")

@@ -31,7 +31,7 @@ def mask(where, *arrays):
     return tuple(jnp.where(where, a, 0.5) for a in arrays)
 
 
-def error(p, t, where):
+def residual(p, t, where):
     """Prediction less target, 0 where masked."""
     p, t = mask(where, p, t)
     return p - t

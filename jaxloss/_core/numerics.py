@@ -131,7 +131,7 @@ def _tanh_rule(primals, tangents):
 
 
 @jax.custom_jvp
-def finite(x: Array) -> Array:
+def clip_to_finite(x: Array) -> Array:
     """`x`, with infinities replaced by a huge number; its derivative is one there too.
 
     For a factor of what may be zero: a term that does not exist must not become NaN.
@@ -141,10 +141,10 @@ def finite(x: Array) -> Array:
     return jnp.where(x > limit, limit, jnp.where(x < -limit, -limit, x))
 
 
-@finite.defjvp
+@clip_to_finite.defjvp
 def _finite_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return finite(x), dx
+    return clip_to_finite(x), dx
 
 
 @jax.custom_jvp
@@ -158,7 +158,7 @@ def _straight_through_rule(primals, tangents):
     return straight_through(*primals), tangents[1]
 
 
-def clip(x: Array, low: float, high: float) -> Array:
+def clip_straight_through(x: Array, low: float, high: float) -> Array:
     """`x` clipped to [low, high], but with a derivative of one outside too: none vanishes there."""
     return straight_through(lax.stop_gradient(jnp.clip(x, low, high)), x)
 
@@ -173,7 +173,7 @@ def times(w: Array, x: Array) -> Array:
 def _times_rule(primals, tangents):
     (w, x), (dw, dx) = primals, tangents
     out = times(w, x)
-    return out, tangent_sum(out, (dw, lambda: dw * finite(x)), (dx, lambda: w * dx))
+    return out, tangent_sum(out, (dw, lambda: dw * clip_to_finite(x)), (dx, lambda: w * dx))
 
 
 @jax.custom_jvp
@@ -205,7 +205,7 @@ def _xlogy_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlogy(w, p)
     return out, tangent_sum(
-        out, (dw, lambda: dw * finite(jnp.log(p))), (dp, lambda: ratio(w, p) * dp)
+        out, (dw, lambda: dw * clip_to_finite(jnp.log(p))), (dp, lambda: ratio(w, p) * dp)
     )
 
 
@@ -223,5 +223,5 @@ def _xlog1my_rule(primals, tangents):
     (w, p), (dw, dp) = primals, tangents
     out = xlog1my(w, p)
     return out, tangent_sum(
-        out, (dw, lambda: dw * finite(jnp.log1p(-p))), (dp, lambda: -ratio(w, 1 - p) * dp)
+        out, (dw, lambda: dw * clip_to_finite(jnp.log1p(-p))), (dp, lambda: -ratio(w, 1 - p) * dp)
     )

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._core import checks, inputs
-from jaxloss._core.vectors import unit
+from jaxloss._core.vectors import unit_vector
 
 AxisName = str | tuple[str, ...] | None
 
@@ -93,7 +93,7 @@ def side(
     place = jnp.arange(len(x))
     if axis_name is not None:
         place += lax.axis_index(axis_name) * len(x)
-    return Side(unit(x, 1) if normalize else x, place, labels, live)
+    return Side(unit_vector(x, 1) if normalize else x, place, labels, live)
 
 
 def columns(rows: Side, axis_name: AxisName) -> Side:

@@ -22,9 +22,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._core.numerics import finite, largest, nan_unless
+from jaxloss._core.numerics import clip_to_finite, largest, nan_unless
 from jaxloss._core.rules import tangent_sum
-from jaxloss._core.split import ClassAxis, along, classes, here, largest_of, of_label, spread, total
+from jaxloss._core.split import (
+    ClassAxis,
+    broadcast_rows,
+    class_shape,
+    classes,
+    largest_of,
+    local_labels,
+    of_label,
+    total,
+)
 
 
 class Row(NamedTuple):
@@ -63,7 +72,7 @@ def _relative(p: Array, v: Array, axis: ClassAxis, groups: Array | None = None) 
     """
     dominant = _dominant(p)
     own = total(jnp.where(dominant, v, 0), axis, groups)
-    return jnp.where(dominant, 0, v - spread(own, v, axis))
+    return jnp.where(dominant, 0, v - broadcast_rows(own, v, axis))
 
 
 def centred(p: Array, v: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
@@ -72,7 +81,7 @@ def centred(p: Array, v: Array, axis: ClassAxis, groups: Array | None = None) ->
     What remains relative to the dominant class is weighted by small probabilities only.
     """
     u = _relative(p, v, axis, groups)
-    return u - spread(total(p * u, axis, groups), u, axis)
+    return u - broadcast_rows(total(p * u, axis, groups), u, axis)
 
 
 def _residual(p: Array, w: Array, axis: ClassAxis) -> Array:
@@ -217,7 +226,7 @@ def _soft_nll_rule(axis, primals, tangents):
     return loss, tangent_sum(
         loss,
         (v, lambda: total(gradient * v, axis)),
-        (dy, lambda: total(finite(softmax(x, axis).nll) * dy, axis)),
+        (dy, lambda: total(clip_to_finite(softmax(x, axis).nll) * dy, axis)),
     )
 
 
@@ -273,7 +282,7 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
     d_loss = tangent_sum(
         loss,
         (v, lambda: total(gradient * v, axis)),
-        (dy, lambda: total(finite(all_of.nll) * dy, axis)),
+        (dy, lambda: total(clip_to_finite(all_of.nll) * dy, axis)),
     )
     d_gradient = tangent_sum(
         gradient,
@@ -285,8 +294,10 @@ def _soft_nll_and_gradient_rule(axis, primals, tangents):
 
 def label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
     """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
-    index = lax.broadcasted_iota(jnp.int32, along(x, axis), operator.index(axis)).astype(x.dtype)
-    d = unit * index - unit * here(labels, x.shape[axis], axis).astype(x.dtype)
+    index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis)).astype(
+        x.dtype
+    )
+    d = unit * index - unit * local_labels(labels, x.shape[axis], axis).astype(x.dtype)
     return d * d
 
 

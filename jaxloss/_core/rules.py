@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 
-def one_program(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
+def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
 
     A jit inside of a jit, even an inlined one, would be traced and linearised on its own,
@@ -41,7 +41,7 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
-def with_gradient(
+def with_fast_gradient(
     exact: Callable[..., Array],
     fast: Callable[..., tuple[Array, Array]],
     axis: int | tuple[()],

@@ -31,19 +31,19 @@ class Split:
 ClassAxis = int | Split
 
 
-def along(x: Array, axis: ClassAxis) -> tuple[int, ...]:
+def class_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:
     """The shape of one value for each class, to broadcast to `x`."""
     return tuple(n if a == operator.index(axis) else 1 for a, n in enumerate(x.shape))
 
 
-def everywhere(n: int, axis: ClassAxis) -> int:
+def total_classes(n: int, axis: ClassAxis) -> int:
     """How many classes there are on all devices, if there are `n` on each."""
     return n * lax.axis_size(axis.axis_name) if isinstance(axis, Split) else n
 
 
 def classes(x: Array, axis: ClassAxis) -> int:
     """How many classes a row has, on all devices."""
-    return everywhere(x.shape[axis], axis)
+    return total_classes(x.shape[axis], axis)
 
 
 def _of_groups(segment: Callable[..., Array], x: Array, groups: Array) -> Array:
@@ -65,7 +65,7 @@ def _each(x: Array, axis: ClassAxis) -> Sequence[Array] | None:
     return lax.split(x, (1,) * n, a) if 0 < n <= 8 and a < x.ndim - 1 else None
 
 
-def spread(of_row: Array, x: Array, axis: ClassAxis) -> Array:
+def broadcast_rows(of_row: Array, x: Array, axis: ClassAxis) -> Array:
     """What is of a row for each class, as `x` has them. Its transpose is a `total`."""
     n, a = x.shape[axis], operator.index(axis)
     if of_row.shape[a] == n or _each(x, axis) is None:
@@ -77,30 +77,30 @@ def total(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_sum, x, groups)
     each = _each(x, axis)
-    here = sum(each[1:], each[0]) if each else jnp.sum(x, operator.index(axis), keepdims=True)
-    return lax.psum(here, axis.axis_name) if isinstance(axis, Split) else here
+    local = sum(each[1:], each[0]) if each else jnp.sum(x, operator.index(axis), keepdims=True)
+    return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
 
 
 def largest_of(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_max, x, groups)
     each = _each(x, axis)
-    here = reduce(jnp.maximum, each) if each else jnp.max(x, operator.index(axis), keepdims=True)
-    return lax.pmax(here, axis.axis_name) if isinstance(axis, Split) else here
+    local = reduce(jnp.maximum, each) if each else jnp.max(x, operator.index(axis), keepdims=True)
+    return lax.pmax(local, axis.axis_name) if isinstance(axis, Split) else local
 
 
 def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
     """The label's entry of each row, that of the nearest class where there is none."""
     n, a = x.shape[axis], operator.index(axis)
     index = jnp.clip(labels, 0, classes(x, axis) - 1)
-    local = here(index, n, axis)
+    local = local_labels(index, n, axis)
     entry = jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
     if not isinstance(axis, Split):
         return entry
     return lax.psum(jnp.where((local >= 0) & (local < n), entry, 0), axis.axis_name)
 
 
-def here(labels: Array, n: int, axis: ClassAxis) -> Array:
+def local_labels(labels: Array, n: int, axis: ClassAxis) -> Array:
     """Labels, counted from the first of this device's `n` classes."""
     if not isinstance(axis, Split):
         return labels

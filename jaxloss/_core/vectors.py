@@ -12,7 +12,7 @@ from jaxloss._core.rules import shortcut
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def unit(x: Array, axis: int) -> Array:
+def unit_vector(x: Array, axis: int) -> Array:
     """`x / |x|`, and zero, with derivatives of zero, for a zero vector.
 
     Entries that are NaN or infinite become NaN.
@@ -21,11 +21,11 @@ def unit(x: Array, axis: int) -> Array:
     return shrunk(x, size, 0) * size.inverse
 
 
-@unit.defjvp
+@unit_vector.defjvp
 def _unit_rule(axis, primals, tangents):
     # d u = (v - u <u, v>) / |x|
     (x,), (v,) = primals, tangents
-    u, size = unit(x, axis), length(x, axis)
+    u, size = unit_vector(x, axis), length(x, axis)
     return u, (v - u * _inner(u, v, axis)) * size.shrink * size.inverse
 
 
@@ -69,7 +69,7 @@ def _length_rule(axis, primals, tangents):
     # d (1 / |s x|) = -(1 / |s x|) ** 2 * <u, s dx>
     (x,), (dx,) = primals, tangents
     out = length(x, axis)
-    slope = _inner(unit(x, axis), dx, axis) * out.shrink
+    slope = _inner(unit_vector(x, axis), dx, axis) * out.shrink
     return out, Length(jnp.zeros_like(out.shrink), -(out.inverse**2) * slope)
 
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.numerics import largest, sigmoid, softplus, xlog1my, xlogy
-from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
 def sigmoid_binary_cross_entropy(
@@ -62,11 +62,11 @@ def sigmoid_binary_cross_entropy(
     x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     if pos_weight is not None:
         pos_weight = checks.setting("pos_weight", pos_weight, "logits", x)
-    smoothing = checks.given("label_smoothing", label_smoothing, x.dtype, x.shape)
+    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, x.shape)
     return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
 
-@one_program
+@jit_when_eager
 def _sigmoid_bce(x, z, smoothing, pos_weight, where):
     if pos_weight is not None:
         pos_weight = jnp.broadcast_to(pos_weight, x.shape)
@@ -153,7 +153,7 @@ def binary_cross_entropy(
     return _probability_bce(p, z, where)
 
 
-@one_program
+@jit_when_eager
 def _probability_bce(p, z, where):
     p, z = inputs.mask(where, p, z)
     return inputs.masked(where, 0 - (xlogy(z, p) + xlog1my(1 - z, p)))

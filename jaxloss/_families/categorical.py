@@ -11,8 +11,8 @@ from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
 from jaxloss._core.numerics import one_or_nan, times, xlogy
 from jaxloss._core.rows import label_nll, logsumexp, soft_nll
-from jaxloss._core.rules import one_program
-from jaxloss._core.split import along, classes, of_label
+from jaxloss._core.rules import jit_when_eager
+from jaxloss._core.split import class_shape, classes, of_label
 
 
 def softmax_cross_entropy(
@@ -62,7 +62,7 @@ def softmax_cross_entropy(
     return _softmax_ce(x, y, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _softmax_ce(x, y, live, *, axis):
     x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
     return inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
@@ -146,21 +146,21 @@ def softmax_cross_entropy_with_integer_labels(
     class_weights = checks.of_classes(
         "class_weights", class_weights, "logits", x.shape[axis], x.dtype
     )
-    smoothing = checks.given("label_smoothing", label_smoothing, x.dtype, ())
-    z = checks.given("z_loss", z_loss, x.dtype, ())
+    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, ())
+    z = checks.optional_operand("z_loss", z_loss, x.dtype, ())
     return integer_cross_entropy(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
 
 
-@partial(one_program, static_argnames=("axis", "ignore_index"))
+@partial(jit_when_eager, static_argnames=("axis", "ignore_index"))
 def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
     x, labels, kept = inputs.ignore(x, labels, axis, ignore_index)
     x = inputs.live_classes(live, x, axis, -jnp.inf, 0)
     loss = label_nll(x, labels, axis)
     weights = None
     if class_weights is not None:
-        weights = class_weights.reshape(along(x, axis))
+        weights = class_weights.reshape(class_shape(x, axis))
         loss = times(of_label(weights, labels, axis), loss)
     if smoothing is not None:
         y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
@@ -174,7 +174,7 @@ def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, 
 def _uniform(x, live, axis):
     """The uniform distribution over the live classes, broadcastable to `x`."""
     if live is None:
-        return jnp.full(along(x, axis), 1 / max(classes(x, axis), 1), x.dtype)
+        return jnp.full(class_shape(x, axis), 1 / max(classes(x, axis), 1), x.dtype)
     count = jnp.sum(live, axis, keepdims=True, dtype=x.dtype)
     return live.astype(x.dtype) / jnp.maximum(count, 1)
 
@@ -224,7 +224,7 @@ def categorical_cross_entropy(
     return _probability_ce(p, y, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
     p, y = inputs.probabilities(inputs.exclude(live, p, 1)), inputs.exclude(live, y, 0)
     return 0 - jnp.sum(xlogy(y, p), axis)
@@ -280,7 +280,7 @@ def categorical_cross_entropy_with_integer_labels(
     return _probability_integer_ce(p, labels, live, axis=axis, ignore_index=ignore_index)
 
 
-@partial(one_program, static_argnames=("axis", "ignore_index"))
+@partial(jit_when_eager, static_argnames=("axis", "ignore_index"))
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = inputs.ignore(p, labels, axis, ignore_index)
     p = inputs.live_classes(live, p, axis, 0, 1)
@@ -333,7 +333,7 @@ def smooth_labels(
     return _smooth(y, alpha, where, axis=checks.axes(axis, y.ndim))
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _smooth(y, alpha, where, *, axis):
     live = jnp.ones_like(y) if where is None else where.astype(y.dtype)
     count = jnp.maximum(jnp.sum(live, axis, keepdims=True), 1)

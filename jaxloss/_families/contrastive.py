@@ -14,7 +14,7 @@ from jaxloss._core.numerics import softplus
 from jaxloss._core.pairs import AxisName, Side
 from jaxloss._core.reduce import per_size
 from jaxloss._core.rows import label_nll, logsumexp, soft_nll
-from jaxloss._core.rules import one_program
+from jaxloss._core.rules import jit_when_eager
 
 
 def ntxent(
@@ -72,7 +72,7 @@ def ntxent(
     return _ntxent(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 
-@partial(one_program, static_argnames=("size", "axis_name"))
+@partial(jit_when_eager, static_argnames=("size", "axis_name"))
 def _ntxent(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)
@@ -150,7 +150,7 @@ def info_nce(
     return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
 
 
-@partial(one_program, static_argnames=("symmetric", "normalize", "size", "axis_name"))
+@partial(jit_when_eager, static_argnames=("symmetric", "normalize", "size", "axis_name"))
 def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
     queries, keys = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
 
@@ -231,7 +231,7 @@ def siglip_loss(
     return _siglip(x, y, temperature, bias, live, **static)
 
 
-@partial(one_program, static_argnames=("normalize", "size", "axis_name"))
+@partial(jit_when_eager, static_argnames=("normalize", "size", "axis_name"))
 def _siglip(x, y, temperature, bias, live, *, normalize, size, axis_name):
     images, texts = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
     texts = pairs.columns(texts, axis_name)
@@ -300,7 +300,7 @@ def supervised_contrastive_loss(
     return _supervised(x, labels, temperature, live, size=size, axis_name=axis_name)
 
 
-@partial(one_program, static_argnames=("size", "axis_name"))
+@partial(jit_when_eager, static_argnames=("size", "axis_name"))
 def _supervised(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)

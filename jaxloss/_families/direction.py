@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.rules import one_program, shortcut, with_gradient
+from jaxloss._core.rules import jit_when_eager, shortcut, with_fast_gradient
 from jaxloss._core.split import total
-from jaxloss._core.vectors import length, shrunk, unit
+from jaxloss._core.vectors import length, shrunk, unit_vector
 
 
 def cosine_similarity(
@@ -80,7 +80,7 @@ def cosine_distance(
     return _cosine(p, t, live, floor, axis=axis, distance=True)
 
 
-@partial(one_program, static_argnames=("axis", "distance"))
+@partial(jit_when_eager, static_argnames=("axis", "distance"))
 def _cosine(p, t, live, epsilon, *, axis, distance):
     p, t = (inputs.exclude(live, x, 0) for x in (p, t))
 
@@ -90,7 +90,7 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
 
     if epsilon is None:
         fast = partial(_with_gradient, axis=axis, distance=distance)
-        out = with_gradient(exact, fast, axis)(p, t)
+        out = with_fast_gradient(exact, fast, axis)(p, t)
     else:
         out = exact(p, t)
     return inputs.live_rows(live, jnp.squeeze(out, axis), axis)
@@ -131,8 +131,8 @@ def _with_gradient(p, t, *, axis, distance):
 
 def _floored_unit(x, epsilon, axis):
     if epsilon is None:
-        return unit(x, axis)
-    floor, u = jnp.sqrt(epsilon), unit(x, axis)
+        return unit_vector(x, axis)
+    floor, u = jnp.sqrt(epsilon), unit_vector(x, axis)
     short = jnp.sum(x * u, axis, keepdims=True) < floor
     return jnp.where(short, x / jnp.where(short, floor, 1), u)
 
@@ -141,4 +141,4 @@ def _pair(predictions, targets, epsilon, axis, where):
     """Check and convert two vectors, the mask and the floor of the squared norms."""
     checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, axis, live = inputs.dense("predictions", predictions, "targets", targets, axis, where)
-    return p, t, live, checks.given("epsilon", epsilon, p.dtype, ()), axis
+    return p, t, live, checks.optional_operand("epsilon", epsilon, p.dtype, ()), axis

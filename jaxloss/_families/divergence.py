@@ -10,9 +10,17 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import defined, finite, largest, nonnegative, times, xlogy, zero_or_nan
+from jaxloss._core.numerics import (
+    clip_to_finite,
+    defined,
+    largest,
+    nonnegative,
+    times,
+    xlogy,
+    zero_or_nan,
+)
 from jaxloss._core.rows import soft_nll, softmax
-from jaxloss._core.rules import one_program, shortcut, with_gradient
+from jaxloss._core.rules import jit_when_eager, shortcut, with_fast_gradient
 from jaxloss._core.split import ClassAxis, total
 
 
@@ -62,7 +70,7 @@ def kl_divergence(
     return _kl(log_p, t, live, axis=axis)
 
 
-@partial(one_program, static_argnames=("axis", "measures"))
+@partial(jit_when_eager, static_argnames=("axis", "measures"))
 def _kl(log_p, t, live, *, axis, measures=False):
     def exact(log_p, t):
         positive = nonnegative(t)
@@ -80,7 +88,7 @@ def _kl(log_p, t, live, *, axis, measures=False):
     # What is no class is no term; a measure has none of it either.
     log_p = inputs.exclude(live, log_p, -jnp.inf if measures else 0)
     t = inputs.exclude(live, t, 0)
-    return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, t), axis)
+    return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)
 
 
 def _cross(log_p, targets, parts, axis):
@@ -154,7 +162,7 @@ def _exp_again(x):
     return jnp.exp(jnp.minimum(x, 1000))
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _kl_of_logs(log_p, log_t, live, *, axis):
     def exact(log_p, log_t):
         t = jnp.exp(log_t)
@@ -167,7 +175,7 @@ def _kl_of_logs(log_p, log_t, live, *, axis):
         return loss, loud - _exp_again(log_t)
 
     log_p, log_t = inputs.exclude(live, log_p, 0), inputs.exclude(live, log_t, -jnp.inf)
-    return jnp.squeeze(with_gradient(exact, fast, axis)(log_p, log_t), axis)
+    return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
 def generalized_kl_divergence(
@@ -252,7 +260,7 @@ def js_divergence(
     return _js(log_p, t, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _js(log_p, t, live, *, axis):
     p = jnp.exp(inputs.exclude(live, log_p, -jnp.inf))
     return js_of_probabilities(p, nonnegative(inputs.exclude(live, t, 0)), axis)
@@ -278,7 +286,9 @@ def _js_term(p: Array, t: Array) -> Array:
 @_js_term.defjvp
 def _js_term_rule(primals, tangents):
     (p, t), (dp, dt) = primals, tangents
-    slope = finite(0.5 * _log_share(p, t)) * dp + finite(0.5 * _log_share(t, p)) * dt
+    slope = (
+        clip_to_finite(0.5 * _log_share(p, t)) * dp + clip_to_finite(0.5 * _log_share(t, p)) * dt
+    )
     return _js_term(p, t), slope
 
 
@@ -352,7 +362,7 @@ def distillation_loss(
     return distillation(x, y, live, temperature, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def distillation(x, y, live, temperature, *, axis):
     x, y = (inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
     teacher = softmax(y, axis).p

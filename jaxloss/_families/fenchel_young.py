@@ -12,9 +12,9 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import bounded, finite, largest, nan_unless, times, zero_or_nan
+from jaxloss._core.numerics import bounded, clip_to_finite, largest, nan_unless, times, zero_or_nan
 from jaxloss._core.rows import label_bump
-from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import of_label, total
 
 
@@ -56,7 +56,7 @@ def sparsemax_loss(
     return _binary_sparsemax(x, z, where)
 
 
-@one_program
+@jit_when_eager
 def _binary_sparsemax(x, z, where):
     x, z = inputs.mask(where, x, z)
     return inputs.masked(where, _sparse_nll(x, z))
@@ -82,7 +82,7 @@ def _sparse_nll_rule(primals, tangents):
         out,
         # A sigmoid of straight lines less z; on the right side that is zero exactly.
         (dx, lambda: (0.5 * _between_ones(x) + (0.5 - z)) * dx),
-        (dz, lambda: -finite(x) * dz),
+        (dz, lambda: -clip_to_finite(x) * dz),
     )
 
 
@@ -129,7 +129,7 @@ def multiclass_sparsemax_loss(
     return _multiclass_sparsemax(s, labels, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _multiclass_sparsemax(s, labels, live, *, axis):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
     loss = jnp.squeeze(_sparsemax_nll(s, labels, axis), axis)

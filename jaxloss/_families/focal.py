@@ -11,7 +11,15 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import clipped, finite, largest, sigmoid, softplus, times, zero_or_nan
+from jaxloss._core.numerics import (
+    clip_to_finite,
+    clipped,
+    largest,
+    sigmoid,
+    softplus,
+    times,
+    zero_or_nan,
+)
 from jaxloss._core.rows import (
     SoftRow,
     complement,
@@ -23,8 +31,8 @@ from jaxloss._core.rows import (
     softmax,
     weighted_gradient,
 )
-from jaxloss._core.rules import one_program, tangent_sum, with_gradient
-from jaxloss._core.split import along, total
+from jaxloss._core.rules import jit_when_eager, tangent_sum, with_fast_gradient
+from jaxloss._core.split import class_shape, total
 from jaxloss._families.binary import _bce
 from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
 
@@ -81,17 +89,17 @@ def sigmoid_focal_loss(
     return _sigmoid_focal(x, z, alpha, gamma, where)
 
 
-@one_program
+@jit_when_eager
 def _sigmoid_focal(x, z, alpha, gamma, where):
     x, z = inputs.mask(where, x, z)
-    loss = with_gradient(_binary_focal, _binary_focal_with_gradient, ())(x, z, gamma)
+    loss = with_fast_gradient(_binary_focal, _binary_focal_with_gradient, ())(x, z, gamma)
     if alpha is not None:
         loss *= alpha * z + (1 - alpha) * (1 - z)
     return inputs.masked(where, loss)
 
 
 def _binary_focal(x, z, gamma):
-    x = finite(x)
+    x = clip_to_finite(x)
     return _wrong_power(x, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(x, z, None)
 
 
@@ -277,22 +285,22 @@ def class_weights(alpha: ArrayLike, x: Array, axis: int) -> Array:
             f"alpha of shape {alpha.shape} is neither a scalar nor one weight for each of the "
             f"{x.shape[axis]} classes of {x.shape}"
         )
-    return alpha.reshape(along(x, axis)) if alpha.ndim else alpha
+    return alpha.reshape(class_shape(x, axis)) if alpha.ndim else alpha
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _softmax_focal(x, y, live, alpha, gamma, *, axis):
     x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
     if alpha is not None:
         y *= alpha
     exact, fast = partial(_focal, axis=axis), partial(_focal_with_gradient, axis=axis)
-    loss = with_gradient(exact, fast, axis)(x, y, gamma)
+    loss = with_fast_gradient(exact, fast, axis)(x, y, gamma)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
 def _focal(x, y, gamma, *, axis):
     easy = jnp.exp(times(jnp.broadcast_to(gamma, x.shape), log_complement(x, axis)))
-    return total(y * easy * finite(softmax(x, axis).nll), axis)
+    return total(y * easy * clip_to_finite(softmax(x, axis).nll), axis)
 
 
 # The losses sum(y * f(p)) have the gradient p * sum(w) - w, with w = -y * p * f'(p), which is
@@ -384,7 +392,7 @@ def poly_loss_cross_entropy(
     return _poly(x, y, live, checks.scalar("epsilon", epsilon, x.dtype), axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _poly(x, y, live, epsilon, *, axis):
     x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
 
@@ -393,7 +401,7 @@ def _poly(x, y, live, epsilon, *, axis):
         return total(times(y, terms), axis)
 
     fast = partial(_poly_with_gradient, axis=axis)
-    loss = with_gradient(exact, fast, axis)(x, y, epsilon)
+    loss = with_fast_gradient(exact, fast, axis)(x, y, epsilon)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
@@ -467,10 +475,10 @@ def generalized_cross_entropy(
     return bounded_nll(nll, checks.scalar("q", q, nll.dtype))
 
 
-@one_program
+@jit_when_eager
 def bounded_nll(nll, q):
     """`(1 - exp(-q * nll)) / q`, for a `nll` of inf too."""
-    loss = _moment(finite(nll), q, 0)
+    loss = _moment(clip_to_finite(nll), q, 0)
     return loss + jax.lax.stop_gradient(jnp.where(jnp.isinf(nll) & (q == 0), jnp.inf, 0))
 
 

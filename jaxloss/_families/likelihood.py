@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.numerics import ratio, times, xlogy
-from jaxloss._core.rules import one_program
+from jaxloss._core.rules import jit_when_eager
 
 
 def poisson_nll(
@@ -59,7 +59,7 @@ def poisson_nll(
     return _poisson(x, t, where, log_input=log_input, full=full)
 
 
-@partial(one_program, static_argnames=("log_input", "full"))
+@partial(jit_when_eager, static_argnames=("log_input", "full"))
 def _poisson(x, t, where, *, log_input, full):
     x, t = inputs.mask(where, x, t)
     loss = jnp.exp(x) - times(t, x) if log_input else rate_nll(x, t, 0)
@@ -118,9 +118,9 @@ def gaussian_nll(
     return _gaussian(p, t, variance, where, full=full)
 
 
-@partial(one_program, static_argnames="full")
+@partial(jit_when_eager, static_argnames="full")
 def _gaussian(p, t, variance, where, *, full):
-    error = inputs.error(p, t, where)
+    error = inputs.residual(p, t, where)
     (variance,) = inputs.mask(where, jnp.broadcast_to(variance, p.shape))
     # Not the square over the variance, which may overflow.
     loss = 0.5 * (xlogy(jnp.ones_like(variance), variance) + error * ratio(error, variance))

@@ -14,9 +14,17 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import bounded, finite, largest, nan_unless, relu, times, zero_or_nan
+from jaxloss._core.numerics import (
+    bounded,
+    clip_to_finite,
+    largest,
+    nan_unless,
+    relu,
+    times,
+    zero_or_nan,
+)
 from jaxloss._core.rows import label_bump
-from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import of_label, total
 
 
@@ -53,7 +61,7 @@ def hinge_loss(
     return _hinge(*_scores(predictor_outputs, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _hinge(x, t, where):
     x, t = inputs.mask(where, x, t)
     return inputs.masked(where, _below_margin(x, t, 1))
@@ -103,7 +111,7 @@ def squared_hinge_loss(
     return _squared_hinge(*_scores(predictor_outputs, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _squared_hinge(x, t, where):
     x, t = inputs.mask(where, x, t)
     return inputs.masked(where, _squared_below_one(x, t))
@@ -145,7 +153,7 @@ def perceptron_loss(
     return _perceptron(*_scores(predictor_outputs, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _perceptron(x, t, where):
     x, t = inputs.mask(where, x, t)
     return inputs.masked(where, _below_margin(x, t, 0))
@@ -195,7 +203,7 @@ def multiclass_hinge_loss(
     return _multiclass_hinge(s, labels, live, axis=axis, margin=1)
 
 
-@partial(one_program, static_argnames=("axis", "margin"))
+@partial(jit_when_eager, static_argnames=("axis", "margin"))
 def _multiclass_hinge(s, labels, live, *, axis, margin):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
     loss = jnp.squeeze(_label_hinge(s, labels, axis, margin), axis)
@@ -312,7 +320,7 @@ def categorical_hinge_loss(
     return _categorical_hinge(s, y, live, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _categorical_hinge(s, y, live, *, axis):
     s, y = inputs.live_classes(live, s, axis, -jnp.inf, 0), inputs.exclude(live, y, 0)
     return inputs.live_rows(live, relu(jnp.squeeze(_soft_lead(s, y, axis), axis)), axis)
@@ -335,7 +343,7 @@ def _soft_lead_rule(axis, primals, tangents):
     return lead, tangent_sum(
         lead,
         (ds, lambda: total(((1 - y) * r - y) * ds, axis)),
-        (dy, lambda: -total((r + 1) * finite(s) * dy, axis)),
+        (dy, lambda: -total((r + 1) * clip_to_finite(s) * dy, axis)),
     )
 
 

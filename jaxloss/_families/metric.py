@@ -11,7 +11,7 @@ from jaxloss._core import checks, inputs, pairs
 from jaxloss._core.numerics import relu, softplus, times
 from jaxloss._core.pairs import AxisName
 from jaxloss._core.rows import logsumexp
-from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
 def triplet_margin_loss(
@@ -87,7 +87,7 @@ def triplet_margin_loss(
     return _triplet(a, p, n, degree, margin, eps, where, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = inputs.mask(live, a, p, n)
@@ -244,7 +244,7 @@ def circle_loss(
 
 
 @partial(
-    one_program,
+    jit_when_eager,
     static_argnames=("normalize", "detach", "diagonal", "size", "axis_name"),
 )
 def _circle(x, labels, references, settings, live, *, normalize, detach, diagonal, size, axis_name):

@@ -18,8 +18,8 @@ from jaxloss._core.checks import Axis
 from jaxloss._core.numerics import ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.rows import centred, complement, row, softmax
-from jaxloss._core.rules import one_program, tangent_sum
-from jaxloss._core.split import along
+from jaxloss._core.rules import jit_when_eager, tangent_sum
+from jaxloss._core.split import class_shape
 
 ClassReduction = Literal["mean", "sum", "none"]
 
@@ -315,7 +315,7 @@ def _tolerance(probabilities) -> float:
     return 1e-5 + float(jnp.finfo(jnp.asarray(probabilities).dtype).eps)
 
 
-@partial(one_program, static_argnames=("axis", "tolerance", "ignore_background", "reduction"))
+@partial(jit_when_eager, static_argnames=("axis", "tolerance", "ignore_background", "reduction"))
 def _class_average(
     pixels, class_weights, alpha, beta, smooth, *, axis, tolerance, ignore_background, reduction
 ):
@@ -327,7 +327,7 @@ def _class_average(
     return total if reduction == "sum" else total / losses.shape[-1]
 
 
-@partial(one_program, static_argnames=("axis", "tolerance", "ignore_background"))
+@partial(jit_when_eager, static_argnames=("axis", "tolerance", "ignore_background"))
 def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
     losses = tversky(_outcomes(pixels, axis, tolerance), 0.5, 0.5, smooth)
     targets = inputs.exclude(pixels.live, pixels.t, 0)
@@ -338,7 +338,7 @@ def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
 
 def _weighed(losses, class_weights, ignore_background):
     if class_weights is not None:
-        losses *= class_weights.reshape(along(losses, losses.ndim - 1))
+        losses *= class_weights.reshape(class_shape(losses, losses.ndim - 1))
     return losses[..., 1:] if ignore_background and losses.shape[-1] > 1 else losses
 
 

@@ -14,11 +14,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import finite, largest, one_or_nan, softplus, times
+from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
 from jaxloss._core.pairs import blocks
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.rows import soft_nll, softmax
-from jaxloss._core.rules import one_program
+from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total
 
 # What one chunk of pairs may take, counting one number for each pair.
@@ -89,7 +89,7 @@ def ranking_softmax_loss(
     return reduce_fn(losses, where=live)
 
 
-@one_program
+@jit_when_eager
 def _ranking_softmax(s, y, w, live, lists):
     axis = s.ndim - 1
     s, y = inputs.exclude(live, s, -jnp.inf), inputs.exclude(live, y, 0)
@@ -222,7 +222,7 @@ def _hinge(difference: Array, margin: Array) -> Array:
     return jnp.maximum(margin - difference, 0)
 
 
-@partial(one_program, static_argnames=("of_pair", "chunk"))
+@partial(jit_when_eager, static_argnames=("of_pair", "chunk"))
 def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     axis = s.ndim - 1
     s = inputs.exclude(live, s, 0)
@@ -230,7 +230,7 @@ def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     sound = total(undefined.astype(s.dtype), axis, lists) == 0
     factor = one_or_nan(sound, s.dtype)
     # Infinities must not meet: as finite numbers they are equal, or far apart.
-    each = _against_lower(finite(s) * factor, y, live, lists, margin, of_pair, chunk)
+    each = _against_lower(clip_to_finite(s) * factor, y, live, lists, margin, of_pair, chunk)
     limit = largest(s.dtype) / 16
     each += lax.stop_gradient(jnp.where(each > limit, jnp.inf, 0))
     each *= factor
@@ -293,7 +293,7 @@ def _items(name, scores, labels, where, weights, segments):
     return s, jnp.broadcast_to(y, shape), weights, live, segments
 
 
-@one_program
+@jit_when_eager
 def _numbered(segments: Array) -> Array:
     """The same lists with numbers in [0, n)."""
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.numerics import absolute, ratio, relu, tanh, times
-from jaxloss._core.rules import one_program, tangent_sum
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
 def squared_error(
@@ -47,7 +47,7 @@ def squared_error(
     return _squared(*_pair(predictions, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _squared(p, t, where):
     return inputs.masked(where, _square(*inputs.mask(where, p, t)))
 
@@ -88,7 +88,7 @@ def l2_loss(
     return _half_squared(*_pair(predictions, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _half_squared(p, t, where):
     return inputs.masked(where, 0.5 * _square(*inputs.mask(where, p, t)))
 
@@ -121,9 +121,9 @@ def absolute_error(
     return _absolute(*_pair(predictions, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _absolute(p, t, where):
-    error = inputs.error(p, t, where)
+    error = inputs.residual(p, t, where)
     return inputs.masked(where, absolute(error))
 
 
@@ -171,7 +171,7 @@ def huber_loss(
     return _huber(p, t, checks.setting("delta", delta, "predictions", p), where)
 
 
-@one_program
+@jit_when_eager
 def _huber(p, t, delta, where):
     p, t = inputs.mask(where, p, t)
     return inputs.masked(where, _huber_of(p, t, jnp.broadcast_to(delta, p.shape)))
@@ -239,7 +239,7 @@ def log_cosh(
     return _log_cosh(*_pair(predictions, targets, where))
 
 
-@one_program
+@jit_when_eager
 def _log_cosh(p, t, where):
     return inputs.masked(where, _log_cosh_of(*inputs.mask(where, p, t)))
 
@@ -302,9 +302,9 @@ def quantile_loss(
     return _quantile(p, t, checks.setting("quantile", quantile, "predictions", p), where)
 
 
-@one_program
+@jit_when_eager
 def _quantile(p, t, quantile, where):
-    error, quantile = inputs.error(p, t, where), jnp.broadcast_to(quantile, p.shape)
+    error, quantile = inputs.residual(p, t, where), jnp.broadcast_to(quantile, p.shape)
     loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
     return inputs.masked(where, loss)
 
@@ -350,7 +350,7 @@ def absolute_percentage_error(
     return _percentage(p, t, checks.setting("epsilon", epsilon, "predictions", p), where)
 
 
-@one_program
+@jit_when_eager
 def _percentage(p, t, epsilon, where):
     p, t = inputs.mask(where, p, t)
     return inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
@@ -414,7 +414,7 @@ def squared_log_error(
     return _squared_log(p, t, where)
 
 
-@one_program
+@jit_when_eager
 def _squared_log(p, t, where):
     p, t = inputs.mask(where, p, t)
     return inputs.masked(where, _log_ratio(p, t) ** 2)

@@ -18,7 +18,7 @@ from jaxloss._core import checks
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
 from jaxloss._core.numerics import largest, one_or_nan
 from jaxloss._core.rows import logsumexp
-from jaxloss._core.rules import one_program
+from jaxloss._core.rules import jit_when_eager
 
 
 def ctc_loss(
@@ -185,13 +185,13 @@ def _check_shapes(x: Array, frames: Array, labels: Array, ends: Array) -> None:
             )
 
 
-@partial(one_program, static_argnames=("blank", "zero_infinity"))
+@partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
 def _ctc_loss(x, live, labels, kept, valid, *, blank, zero_infinity):
     loss, _ = _ctc(_Batch(x, live, labels, kept, valid), blank)
     return _finish(loss, valid, zero_infinity)
 
 
-@partial(one_program, static_argnames=("blank", "zero_infinity"))
+@partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
 def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_infinity) -> Any:
     loss, out = _ctc(_Batch(x, live, labels, kept, valid), blank)
     offsets = _offsets(out.before, live.T)[1:, :, None]

@@ -18,8 +18,14 @@ from jax.typing import ArrayLike
 
 import jaxloss
 from jaxloss._core import checks
-from jaxloss._core.numerics import clip, nonnegative, one_or_nan, straight_through, xlogy
-from jaxloss._core.rules import one_program
+from jaxloss._core.numerics import (
+    clip_straight_through,
+    nonnegative,
+    one_or_nan,
+    straight_through,
+    xlogy,
+)
+from jaxloss._core.rules import jit_when_eager
 from jaxloss._families.focal import bounded_nll, class_weights
 from jaxloss.keras import _confusion
 from jaxloss.keras._inputs import EPSILON, class_axis, labelled, mean, pair
@@ -77,7 +83,7 @@ def binary_focal_crossentropy(
     return mean(losses, axis)
 
 
-@one_program
+@jit_when_eager
 def _binary_focal(p, t, gamma):
     # Keras clips the cross-entropy, but not the probability of the wrong class before it.
     ce = jaxloss.binary_cross_entropy(_clip(p), t)
@@ -134,7 +140,7 @@ def categorical_focal_crossentropy(
     return _focal(p, t, class_weights(alpha, p, axis), gamma, axis=axis)
 
 
-@partial(one_program, static_argnames="axis")
+@partial(jit_when_eager, static_argnames="axis")
 def _focal(p, t, alpha, gamma, *, axis):
     q = _clip(_normalised(p, axis))
     return 0 - jnp.sum(alpha * (1 - q) ** gamma * xlogy(t, q), axis)
@@ -192,13 +198,15 @@ def categorical_generalized_cross_entropy(
     return _bounded(nonnegative(p), labels, q)
 
 
-@one_program
+@jit_when_eager
 def _bounded(p, labels, q):
     def loss(p):
         nll = jaxloss.categorical_cross_entropy_with_integer_labels(p, labels)
         return bounded_nll(nll, q)
 
-    return straight_through(lax.stop_gradient(loss(p)), loss(clip(p, EPSILON, float("inf"))))
+    return straight_through(
+        lax.stop_gradient(loss(p)), loss(clip_straight_through(p, EPSILON, float("inf")))
+    )
 
 
 def kl_divergence(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
@@ -208,16 +216,18 @@ def kl_divergence(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
     [0.143841]
     """
     t, p = pair(y_true, y_pred)
-    return jaxloss.kl_divergence(jnp.log(clip(p, EPSILON, 1)), clip(t, EPSILON, 1))
+    return jaxloss.kl_divergence(
+        jnp.log(clip_straight_through(p, EPSILON, 1)), clip_straight_through(t, EPSILON, 1)
+    )
 
 
 def _clip(p: Array) -> Array:
-    return clip(p, EPSILON, 1 - EPSILON)
+    return clip_straight_through(p, EPSILON, 1 - EPSILON)
 
 
 def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
     checks.option("label_smoothing", smoothing, 0, 1)
-    s = checks.given("label_smoothing", smoothing, t.dtype, ())
+    s = checks.optional_operand("label_smoothing", smoothing, t.dtype, ())
     return t if s is None else t * (1 - s) + 0.5 * s
 
 

@@ -122,7 +122,7 @@ def _find(name: str, custom: Mapping[str, Any] | None, *others: str) -> Callable
     if name in ("ce", "crossentropy"):
         hint = "name its kind: binary_crossentropy, categorical_crossentropy or sparse_..."
     else:
-        near = checks.near(name, [*known, *ALIASES])
+        near = checks.closest(name, [*known, *ALIASES])
         hint = f"did you mean {near!r}? " if near else ""
         hint += "Losses of your own go into custom_objects"
     raise ValueError(f"unknown loss {name!r}; {hint}")

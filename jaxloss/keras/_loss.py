@@ -43,7 +43,7 @@ class _Checked:
         del args
         parameters = inspect.signature(cls.__init__).parameters
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            checks.names(cls.__name__, settings, list(parameters)[1:])
+            checks.check_keywords(cls.__name__, settings, list(parameters)[1:])
         return super().__new__(cls)
 
 
@@ -86,7 +86,7 @@ class Loss(_Checked):
         dtype: Any = None,
     ):
         if reduction not in REDUCTIONS:
-            near = checks.near(str(reduction), [r for r in REDUCTIONS if r])
+            near = checks.closest(str(reduction), [r for r in REDUCTIONS if r])
             hint = f"did you mean {near!r}?" if near else f"give one of {list(REDUCTIONS)}"
             raise ValueError(f"Invalid value for argument reduction: {reduction!r}; {hint}")
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()

@@ -11,12 +11,12 @@ from jax.typing import ArrayLike
 
 import jaxloss
 from jaxloss._core import checks
-from jaxloss._core.numerics import clip
-from jaxloss._core.rules import one_program
+from jaxloss._core.numerics import clip_straight_through
+from jaxloss._core.rules import jit_when_eager
 from jaxloss._families.likelihood import rate_nll
 from jaxloss.keras._inputs import EPSILON, class_axis, mean, pair
 
-_rate_nll = one_program(rate_nll)
+_rate_nll = jit_when_eager(rate_nll)
 
 
 def mean_squared_error(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
@@ -61,7 +61,11 @@ def mean_squared_logarithmic_error(y_true: ArrayLike, y_pred: ArrayLike) -> Arra
     """
     t, p = pair(y_true, y_pred)
     high = float("inf")
-    return mean(jaxloss.squared_log_error(clip(p, EPSILON, high), clip(t, EPSILON, high)))
+    return mean(
+        jaxloss.squared_log_error(
+            clip_straight_through(p, EPSILON, high), clip_straight_through(t, EPSILON, high)
+        )
+    )
 
 
 def cosine_similarity(y_true: ArrayLike, y_pred: ArrayLike, axis: int = -1) -> Array:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.numerics import finite, largest, nan_unless, times
+from jaxloss._core.numerics import clip_to_finite, largest, nan_unless, times
 from jaxloss._core.rows import beyond_one, others_and_label, tail_of_others
-from jaxloss._core.split import ClassAxis, Split, everywhere, here, of_label
+from jaxloss._core.split import ClassAxis, Split, local_labels, of_label, total_classes
 from jaxloss.linear._operands import vocabulary
 from jaxloss.linear._rows import Settings, shaped
 from jaxloss.linear._sharding import alike
@@ -59,7 +59,7 @@ class Slopes(NamedTuple):
     top: Array
     tail: Array
     others: Array  # of exp(x - top), and of -tail at the label
-    spread: Array | None  # of exp(x - top) everywhere
+    spread: Array | None  # of exp(x - top) total_classes
     smooth: Array | None  # of -k
     log_rest: Array | None
 
@@ -97,8 +97,10 @@ def total_and_gradients(
     """`sum(coefficients * losses)` and its gradients; see `_tokens.total_and_gradients`."""
     (head,), labels = heads, labels[:, None]
     size = vocabulary(head, sweep.vocab_first)
-    n = everywhere(size, axis)
-    whole = Block(head, settings.bias, _smoothed(settings, size, n), here(labels, size, axis))
+    n = total_classes(size, axis)
+    whole = Block(
+        head, settings.bias, _smoothed(settings, size, n), local_labels(labels, size, axis)
+    )
     both = looks(whole, settings.softcap, sweep.vocab_first, n)
 
     like = jnp.zeros(labels.shape, coefficients.dtype)
@@ -116,7 +118,9 @@ def total_and_gradients(
         smoothing=d_smoothing,
         z_loss=d_z_loss,
     )
-    out = Wanted(in_dtypes(out.hidden, [head.hidden]), out.weight, shared, finite(loss[:, 0]))
+    out = Wanted(
+        in_dtypes(out.hidden, [head.hidden]), out.weight, shared, clip_to_finite(loss[:, 0])
+    )
     return total, jax.tree.map(lambda w, g: g if w else None, wanted, out)
 
 

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
-from jaxloss._core.rules import one_program
-from jaxloss._core.split import everywhere
+from jaxloss._core.rules import jit_when_eager
+from jaxloss._core.split import total_classes
 from jaxloss.linear import _blocks, _operands, _rows, _vocab
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
@@ -122,14 +122,14 @@ def linear_cross_entropy(
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    classes = everywhere(here, _operands.class_axis(axis_name))
+    classes = total_classes(here, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _rows.Settings(
         bias=checks.of_classes("bias", bias, "weight", here, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
         class_weights=checks.of_classes("class_weights", class_weights, "weight", here, dtype),
-        smoothing=checks.given("label_smoothing", label_smoothing, dtype, ()),
-        z_loss=checks.given("z_loss", z_loss, dtype, ()),
+        smoothing=checks.optional_operand("label_smoothing", label_smoothing, dtype, ()),
+        z_loss=checks.optional_operand("z_loss", z_loss, dtype, ()),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
@@ -168,7 +168,7 @@ def _chip(
 
 
 @partial(
-    one_program,
+    jit_when_eager,
     static_argnames=(
         "vocab_first", "reduction", "ignore_index", "chunk_size", "implementation", "chip",
         "axis_name",
@@ -188,7 +188,7 @@ def _formula(
     if ignore_index is not None:
         live = labels != ignore_index if live is None else live & (labels != ignore_index)
     here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
-    classes = everywhere(here, axis)
+    classes = total_classes(here, axis)
     heads = (_operands.rows(head),)
     dead = _operands.dead(live, weights, heads, labels, classes)
     heads, labels = _operands.without(dead, heads, labels, classes)

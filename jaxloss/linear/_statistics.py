@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks
 from jaxloss._core.reduce import Reduction, check_reduction
-from jaxloss._core.rules import one_program
-from jaxloss._core.split import everywhere
+from jaxloss._core.rules import jit_when_eager
+from jaxloss._core.split import total_classes
 from jaxloss.linear import _operands, _rows
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rows import LinearStatistics
@@ -71,7 +71,7 @@ def linear_statistics(
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    classes = everywhere(here, _operands.class_axis(axis_name))
+    classes = total_classes(here, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes)
     settings = _rows.Settings(
         bias=checks.of_classes("bias", bias, "weight", here, dtype),
@@ -84,7 +84,7 @@ def linear_statistics(
     )  # fmt: skip
 
 
-@partial(one_program, static_argnames=("vocab_first", "chunk_size", "axis_name"))
+@partial(jit_when_eager, static_argnames=("vocab_first", "chunk_size", "axis_name"))
 def _linear_statistics(head, labels, *settings, **static):
     out = LinearStatistics(labels, labels, labels, labels)
     return automatic(partial(_statistics_formula, **static), out, head, labels, *settings)
@@ -95,7 +95,7 @@ def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_siz
     labels, where = _operands.flat(labels, where)
     here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
     dead = None if where is None else ~where
-    classes = everywhere(here, axis)
+    classes = total_classes(here, axis)
     heads, labels = _operands.without(dead, (_operands.rows(head),), labels, classes)
     rows = partial(_rows.statistics, axis=axis)
     size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, here)
@@ -186,7 +186,7 @@ def linear_distillation(
 
 
 @partial(
-    one_program,
+    jit_when_eager,
     static_argnames=("divergence", "vocab_first", "reduction", "chunk_size", "axis_name"),
 )
 def _linear_distillation(heads, *settings, reduction, **static):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.numerics import compute_dtype, finite, times
+from jaxloss._core.numerics import clip_to_finite, compute_dtype, times
 from jaxloss.linear._sharding import alike
 
 Rows = Callable[[tuple[Array, ...], Array, Any], Any]
@@ -133,7 +133,7 @@ def total_and_gradients(
         g_hidden, g_weight = zip(*matmuls, strict=True)
         g_hidden = in_dtypes(g_hidden, hidden)
         g_shared = jax.tree.map(lambda w, g: g if w else None, wanted.shared, g_shared)
-        each = g_hidden, finite(losses) if wanted.coefficients else None
+        each = g_hidden, clip_to_finite(losses) if wanted.coefficients else None
         return (jnp.sum(times(a, losses)), g_weight, g_shared), each
 
     tokens = tuple(head.hidden for head in heads), labels, coefficients
