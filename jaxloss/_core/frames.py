@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.rows import centred, gap_below, gap_to, row
+from jaxloss._core.rows import centred, finite_gap, gap_below, row
 
 
 class Frames(NamedTuple):
@@ -55,7 +55,7 @@ def _class_nll_rule(primals, tangents):
 @jax.custom_jvp
 def probability(x: Array, of: Frames) -> Array:
     """`softmax(x)`."""
-    return jnp.exp(-gap_to(jnp.where(of.live, x, 0), of.top, 0)) * (1 / (1 + of.tail))
+    return jnp.exp(-finite_gap(jnp.where(of.live, x, 0), of.top)) * (1 / (1 + of.tail))
 
 
 @probability.defjvp
@@ -78,7 +78,7 @@ def _beside_rule(primals, tangents):
 
 def _sole(x: Array, of: Frames) -> Array:
     """Which class has more than half of the probability."""
-    return (gap_to(x, of.top, 0) == 0) & (of.tail < 1)
+    return (finite_gap(x, of.top) == 0) & (of.tail < 1)
 
 
 def _logits(x: Array, classes: Array) -> Array:

@@ -14,6 +14,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
+from jaxloss._core.split import ClassAxis, total
+
 
 def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
@@ -44,13 +46,16 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
 def with_fast_gradient(
     exact: Callable[..., Array],
     fast: Callable[..., tuple[Array, Array]],
-    axis: int | tuple[()],
+    axis: ClassAxis | tuple[()],
 ) -> Callable[..., Array]:
     """`exact(x, *others)`, of rows along `axis`, whose value and gradient by `x` are `fast`'s.
 
     With an axis of () each entry is a row. `fast` is for what a training step runs. The
     derivatives by the other operands, and all of higher order, are those of `exact`.
     """
+
+    def inner(gradient, v):
+        return gradient * v if isinstance(axis, tuple) else total(gradient * v, axis)
 
     @jax.custom_jvp
     def loss(x, *others):
@@ -69,7 +74,7 @@ def with_fast_gradient(
 
             return jax.jvp(f, [others[i] for i in live], [moves[i] for i in live])[1]
 
-        terms = [(v, lambda: jnp.sum(gradient * v, axis, keepdims=True))]
+        terms = [(v, lambda: inner(gradient, v))]
         if live:
             terms.append((moves[live[0]], of_others))
         return value, tangent_sum(value, *terms)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core import passes
+
 
 @dataclass(frozen=True)
 class Split:
@@ -78,6 +80,14 @@ def total(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
         return _of_groups(jax.ops.segment_sum, x, groups)
     each = _each(x, axis)
     local = sum(each[1:], each[0]) if each else jnp.sum(x, operator.index(axis), keepdims=True)
+    return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
+
+
+def sums(
+    terms: Callable[..., Sequence[Array]], axis: ClassAxis, *operands: Array
+) -> Sequence[Array]:
+    """The total of each of `terms(*operands)`."""
+    local = passes.sums(terms, operator.index(axis), *operands)
     return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import largest, sigmoid, softplus, xlog1my, xlogy
+from jaxloss._core import checks, inputs, passes
+from jaxloss._core.numerics import sigmoid, softplus, xlog1my, xlogy
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
@@ -71,42 +71,66 @@ def _sigmoid_bce(x, z, smoothing, pos_weight, where):
     if pos_weight is not None:
         pos_weight = jnp.broadcast_to(pos_weight, x.shape)
     x, z = inputs.mask(where, x, z)
-    loss = _bce(x, z, pos_weight)
-    if smoothing is not None:
-        # The loss is linear in the label, and the label is (1 - s) z + s / 2.
-        loss = (1 - smoothing) * loss + smoothing * _bce(x, jnp.full_like(x, 0.5), pos_weight)
-    return inputs.masked(where, loss)
+    return inputs.masked(where, bce(x, z, pos_weight, smoothing))
+
+
+# With the weights of the negative and the positive class
+#   a = (1 - s) (1 - z) + s / 2     b = w ((1 - s) z + s / 2)
+# the loss is a * softplus(x) + b * softplus(-x).
+
+
+def _weights(z: Array, w: Array | None, s: Array | None) -> tuple[Array, Array]:
+    a, b = 1 - z, z
+    if s is not None:
+        a, b = (1 - s) * a + s / 2, (1 - s) * b + s / 2
+    return a, b if w is None else w * b
 
 
 @jax.custom_jvp
-def _bce(x: Array, z: Array, w: Array | None) -> Array:
-    # A reduction over arithmetic runs as one pass on XLA's CPU backend; a select, or a
-    # subexpression or constant shared with the derivative, costs a pass of its own. Hence
-    # minimum and maximum, and z - 1 here against 1 - z there. A power of two takes
-    # infinities to finite numbers and back, so that an infinite logit times zero is zero.
-    eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
-    wz = z if w is None else w * z
-    weight = 1 if w is None else (1 - z) + wz
-    wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
-    wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * wz
-    return weight * jnp.log1p(jnp.exp(-jnp.abs(x))) - wrong / eps
+def bce(x: Array, z: Array, w: Array | None = None, s: Array | None = None) -> Array:
+    return _bce_value(x, z, w, s)
 
 
-@partial(_bce.defjvp, symbolic_zeros=True)
+@passes.own_pass
+def _bce_value(x, z, w, s):
+    a, b = _weights(z, w, s)
+    wrong = passes.times(a, jnp.maximum(x, 0)) + passes.times(b, jnp.maximum(-x, 0))
+    return wrong + (1 if w is None else a + b) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@partial(bce.defjvp, symbolic_zeros=True)
 def _bce_rule(primals, tangents):
-    # d/dx = (1 - z) sigmoid(x) - w z sigmoid(-x)
-    # d/dz = w softplus(-x) - softplus(x), which is -x for w = 1;  d/dw = z softplus(-x)
-    x, z, w = primals
-    dx, dz, dw = tangents
-    wz = z if w is None else w * z
-    out = _bce(x, z, w)
+    # d/dz = (1 - s) (w softplus(-x) - softplus(x)), which is -(1 - s) x for w = 1
+    # d/dw = ((1 - s) z + s / 2) softplus(-x)    d/ds = (1/2 - z) (w softplus(-x) - softplus(x))
+    x, z, w, s = primals
+    dx, dz, dw, ds = tangents
+    out, by_label = bce(x, z, w, s), -x if w is None else w * softplus(-x) - softplus(x)
     terms = [
-        (dx, lambda: ((1 - z) * sigmoid(x) - wz * sigmoid(-x)) * dx),
-        (dz, lambda: (-x if w is None else w * softplus(-x) - softplus(x)) * dz),
+        (dx, lambda: bce_slope(x, z, w, s) * dx),
+        (dz, lambda: (by_label if s is None else (1 - s) * by_label) * dz),
     ]
     if w is not None:
-        terms.append((dw, lambda: z * softplus(-x) * dw))
+        terms.append((dw, lambda: _weights(z, None, s)[1] * softplus(-x) * dw))
+    if s is not None:
+        terms.append((ds, lambda: (0.5 - z) * by_label * ds))
     return out, tangent_sum(out, *terms)
+
+
+@jax.custom_jvp
+def bce_slope(x: Array, z: Array, w: Array | None = None, s: Array | None = None) -> Array:
+    a, b = _weights(z, w, s)
+    return a * sigmoid(x) - b * sigmoid(-x)
+
+
+@bce_slope.defjvp
+def _bce_slope_rule(primals, tangents):
+    # d/dx = (a + b) sigmoid(x) sigmoid(-x): of two products, one could underflow.
+    x, *others = primals
+    dx, *d_others = tangents
+    a, b = _weights(*others)
+    d_a, d_b = jax.jvp(_weights, others, d_others)[1]
+    by_weights = d_a * sigmoid(x) - d_b * sigmoid(-x)
+    return bce_slope(*primals), (a + b) * (sigmoid(x) * sigmoid(-x)) * dx + by_weights
 
 
 def binary_cross_entropy(

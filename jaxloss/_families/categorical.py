@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.nll import label_nll, soft_nll
 from jaxloss._core.numerics import one_or_nan, times, xlogy
-from jaxloss._core.rows import label_nll, logsumexp, soft_nll
+from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import class_shape, classes, of_label
 

@@ -10,10 +10,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.nll import label_nll, soft_nll
 from jaxloss._core.numerics import softplus
 from jaxloss._core.pairs import AxisName, Side
 from jaxloss._core.reduce import per_size
-from jaxloss._core.rows import label_nll, logsumexp, soft_nll
+from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
 

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.nll import soft_nll
 from jaxloss._core.numerics import (
     clip_to_finite,
     defined,
@@ -19,7 +20,7 @@ from jaxloss._core.numerics import (
     xlogy,
     zero_or_nan,
 )
-from jaxloss._core.rows import soft_nll, softmax
+from jaxloss._core.rows import softmax
 from jaxloss._core.rules import jit_when_eager, shortcut, with_fast_gradient
 from jaxloss._core.split import ClassAxis, total
 

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.nll import label_bump
 from jaxloss._core.numerics import bounded, clip_to_finite, largest, nan_unless, times, zero_or_nan
-from jaxloss._core.rows import label_bump
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import of_label, total
 

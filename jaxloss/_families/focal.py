@@ -9,31 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import (
-    clip_to_finite,
-    clipped,
-    largest,
-    sigmoid,
-    softplus,
-    times,
-    zero_or_nan,
-)
-from jaxloss._core.rows import (
-    SoftRow,
-    complement,
-    elsewhere,
-    entry,
-    gap_to,
-    log_complement,
-    soft_row,
-    softmax,
-    weighted_gradient,
-)
+from jaxloss._core.nll import Weights, soft_row, softmax_residual
+from jaxloss._core.numerics import clip_to_finite, largest, sigmoid, softplus, times
+from jaxloss._core.rows import complement, finite_gap, log_complement, softmax
 from jaxloss._core.rules import jit_when_eager, tangent_sum, with_fast_gradient
-from jaxloss._core.split import class_shape, total
-from jaxloss._families.binary import _bce
+from jaxloss._core.split import class_shape, sums, total
+from jaxloss._families.binary import bce, bce_slope
 from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
 
 
@@ -92,7 +75,8 @@ def sigmoid_focal_loss(
 @jit_when_eager
 def _sigmoid_focal(x, z, alpha, gamma, where):
     x, z = inputs.mask(where, x, z)
-    loss = with_fast_gradient(_binary_focal, _binary_focal_with_gradient, ())(x, z, gamma)
+    gamma = jnp.broadcast_to(gamma, x.shape)
+    loss = with_fast_gradient(_binary_focal, _binary_focal_and_slope, ())(x, z, gamma)
     if alpha is not None:
         loss *= alpha * z + (1 - alpha) * (1 - z)
     return inputs.masked(where, loss)
@@ -100,56 +84,47 @@ def _sigmoid_focal(x, z, alpha, gamma, where):
 
 def _binary_focal(x, z, gamma):
     x = clip_to_finite(x)
-    return _wrong_power(x, z, jnp.broadcast_to(gamma, x.shape), 0, 0) * _bce(x, z, None)
+    return _wrong_power(x, z, gamma, 0, 0) * bce(x, z)
 
 
-# For training, value and gradient are arithmetic alone, each with constants of its own: see
-# `binary._bce`. With s = exp(-|x|), v and u the weights of the likely and the unlikely side of x:
-#   q = (v + u s) / (1 + s)      loss = q ** g * (log(1 + s) + v |x|)
-#   d loss / dx = q ** g * ((1 - z) sigmoid(x) - z sigmoid(-x)) + g * (1 - 2 z) * r * loss
-# with the r from below.
+def _binary_focal_and_slope(x, z, gamma):
+    return _binary_focal_value(x, z, gamma), _binary_focal_slope(x, z, gamma)
 
 
-def _binary_focal_with_gradient(x, z, gamma):
-    # A power of two takes an infinite logit to a finite number and back.
-    big, eps = largest(x.dtype), 2.0**-60
-    of = _focal_terms(x, z, gamma, 1)
-    easy = jnp.exp(gamma * (of.log_mix - of.log1p))
-    value = easy * (of.log1p + jnp.minimum(eps * of.size, big) * of.likely / eps)
-    of = _focal_terms(x, z, gamma, 4)
-    easy = jnp.exp(-gamma * (of.log1p - of.log_mix))  # The value has gamma, this minus gamma.
-    bce = of.log1p + jnp.minimum(of.size, big / 2) * of.likely
-    return value, easy * (of.slope + of.easy_slope * bce)
+# With s = exp(-|x|), v and u = 1 - v the weights of the likely and the unlikely side of x:
+#   q = (v + u s) / (1 + s)      loss = q**g * (log(1 + s) + v |x|)
+#   d loss / dx = q**g * ((1 - z) sigmoid(x) - z sigmoid(-x)) + g * (1 - 2 z) * r * loss
+# with the r = sigmoid(x) sigmoid(-x) / q = s / (v + u s) / (1 + s).
 
 
 class _Focal(NamedTuple):
-    size: Array  # |x|
-    log_mix: Array  # log(v + u s)
-    log1p: Array  # log(1 + s)
+    s: Array
     likely: Array  # v
-    slope: Array  # (1 - z) sigmoid(x) - z sigmoid(-x)
-    easy_slope: Array  # g * (1 - 2 * z) * r
+    mix: Array  # v + u s
+    easy: Array  # q**g
 
 
-def _focal_terms(x: Array, z: Array, gamma: Array, use: int) -> _Focal:
-    one, tiny = 2.0**use, float(jnp.finfo(x.dtype).tiny) * (1 + use / 64)
-    size = jnp.abs(x / one) * one
-    s = jnp.exp(-size)
-    # Near zero, where s is 1, the sides may have parts of each.
-    limit = 2.0**-100 * one**2
-    up = one + clipped(x, limit, one / limit)
-    down, yes, no = 2 * one - up, one * z, one - one * z
-    likely, unlikely = (up * no + down * yes) / (2 * one**2), (up * yes + down * no) / (2 * one**2)
-    mix, log1p = likely + unlikely * s, jnp.log1p(s)
-    # The log of 0, where s underflows; what is as small multiplies a loss that is zero.
-    log_mix = jnp.log(mix)
-    log_mix = jnp.maximum(log_mix, -200 - use) + zero_or_nan(
-        log_mix, one, 0.0 if use == 1 else -0.0
-    )
-    per = one + one * s
-    slope = (no * (up + down * s) - yes * (down + up * s)) / (2 * one) / per
-    r = one * s / jnp.maximum(mix, tiny) / per
-    return _Focal(size, log_mix, log1p, likely, slope, one * gamma * (no - yes) * r / one**2)
+def _focal_terms(x: Array, z: Array, gamma: Array) -> _Focal:
+    s, up = jnp.exp(-jnp.abs(x)), passes.step(jnp.maximum(x, 0))
+    likely = up * (1 - z) + (1 - up) * z
+    mix = likely + (1 - likely) * s
+    # Where that underflows, the power multiplies a loss that is zero.
+    log_mix = jnp.maximum(jnp.log(mix), -200)
+    return _Focal(s, likely, mix, jnp.exp(gamma * (log_mix - jnp.log1p(s))))
+
+
+@passes.own_pass
+def _binary_focal_value(x, z, gamma):
+    of = _focal_terms(x, z, gamma)
+    return of.easy * (jnp.log1p(of.s) + passes.times(of.likely, jnp.abs(x)))
+
+
+def _binary_focal_slope(x, z, gamma):
+    of = _focal_terms(x, z, gamma)
+    info = jnp.finfo(x.dtype)
+    loss = jnp.log1p(of.s) + jnp.minimum(jnp.abs(x), float(info.max) / 2) * of.likely
+    r = of.s / jnp.maximum(of.mix, float(info.tiny)) / (1 + of.s)
+    return of.easy * (bce_slope(x, z) + gamma * (1 - 2 * z) * r * loss)
 
 
 # With a = 1 - z and b = z, the probability of the wrong class is
@@ -293,7 +268,7 @@ def _softmax_focal(x, y, live, alpha, gamma, *, axis):
     x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, 0)
     if alpha is not None:
         y *= alpha
-    exact, fast = partial(_focal, axis=axis), partial(_focal_with_gradient, axis=axis)
+    exact, fast = partial(_focal, axis=axis), partial(_focal_and_gradient, axis=axis)
     loss = with_fast_gradient(exact, fast, axis)(x, y, gamma)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
@@ -303,46 +278,33 @@ def _focal(x, y, gamma, *, axis):
     return total(y * easy * clip_to_finite(softmax(x, axis).nll), axis)
 
 
-# The losses sum(y * f(p)) have the gradient p * sum(w) - w, with w = -y * p * f'(p), which is
-# not negative. For training their value and gradient are written as arithmetic, anew in each
-# pass over the row, and with constants of its own: see `rows`.
+# A loss sum(y * f(p)) has the gradient p * sum(w) - w, with w = -y * p * f'(p), not negative.
 
 
-def _focal_with_gradient(x, y, gamma, *, axis):
-    # f(p) = -(1-p)**gamma * log p  and  -p f'(p) = (1-p)**gamma * (1 + gamma * r),
-    # with r = -p * log(p) / (1-p), which is one where p is.
-    info, row = jnp.finfo(x.dtype), soft_row(x, y, axis)
-    eps, tiny, big = float(info.eps), float(info.tiny), float(info.max)
-    log_all = jnp.log1p(row.tail)
-    at_top = jnp.where(row.tail < tiny, 1, log_all / jnp.maximum(row.tail, tiny))
-    tail, log_all, log_tail, at_top = jax.lax.optimization_barrier(
-        (row.tail, log_all, _log_tail(x, row, axis), at_top)
+def _focal_and_gradient(x, y, gamma, *, axis):
+    # f(p) = -(1-p)**g * log p    -p f'(p) = (1-p)**g * (1 + g * r), r = -p log(p) / (1-p)
+    # At a sole largest class 1 - p is t / (1 + t), with the tail t; r is one where p is.
+    row, tiny = soft_row(x, y, axis), float(jnp.finfo(x.dtype).tiny)
+    tail, scale = jnp.maximum(row.tail, tiny), row.scale
+    top, sole, tail, scale, log_all = jax.lax.optimization_barrier(
+        (row.top, row.sole, tail, scale, jnp.log1p(row.tail))
     )
+    gap = finite_gap(x, top)
+    other = finite_gap(x, sole) > 0
+    e, nll = jnp.exp(-gap), gap + log_all
+    rest = jnp.where(other, jnp.maximum(tail + (1 - e), tiny), tail)  # (1 - p) * (1 + t)
+    easy = jnp.exp(gamma * (jnp.log(rest) - log_all))
+    r = e * jnp.minimum(nll, 200) / rest
+    w = y * easy * (1 + gamma * r)
 
-    # Too much arithmetic for a pass of a reduction: the weights are written out, once.
-    of = entry(x, row, 0)
-    rest = jnp.maximum(tail + (1 - of.e), tiny)
-    log_q = of.others * jnp.log(rest) + (1 - of.others) * log_tail - log_all
-    easy = jnp.exp(gamma * log_q)
-    r = of.others * (of.e * (jnp.minimum(of.gap, 200) + log_all) / rest)
-    w = y * easy * (1 + gamma * (r + (1 - of.others) * at_top))
+    def terms(y_easy, nll, w, x, sole):
+        return passes.times(y_easy, nll), w, w * passes.step(finite_gap(x, sole))
 
-    behind = total(jnp.minimum((of.gap + log_all) * eps, big) * (y * easy), axis) / eps
-    behind = jnp.where((row.top == jnp.inf) & (behind > 0), jnp.inf, behind)
+    loss, *of_weights = sums(terms, axis, y * easy, nll, w, x, sole)
+    loss = jnp.where((top == jnp.inf) & (loss > 0), jnp.inf, loss)
     # The row is 0 without any class, and NaN with a NaN, where its gradient is.
-    loss = jnp.where(row.scale == 0, 0 * total(y, axis), behind) + 0 * row.scale
-    return loss, weighted_gradient(x, lambda _: w, row, axis)
-
-
-def _log_tail(x: Array, row: SoftRow, axis: int) -> Array:
-    """The logarithm of the sum of exp(-gap) over all but a sole largest class."""
-    alone, top = jax.lax.optimization_barrier((row.alone, row.top))
-    others = elsewhere(gap_to(x, alone, 40), 9)
-    second = jnp.min(gap_to(x, top, 41) + 1e30 * (512 - others), axis, keepdims=True)
-    second = jax.lax.optimization_barrier(jnp.minimum(second, 1e30))
-    others = elsewhere(gap_to(x, alone, 42), 10)
-    rest = total(jnp.exp(jnp.minimum(second - gap_to(x, top, 43), 0)) * others, axis)
-    return jnp.maximum(jnp.log(rest / 1024), -1e30) - second
+    loss = jnp.where(scale == 0, 0 * row.of_labels.whole, loss) + 0 * scale
+    return loss, softmax_residual(x, w, row, Weights(*of_weights))
 
 
 def poly_loss_cross_entropy(
@@ -400,22 +362,28 @@ def _poly(x, y, live, epsilon, *, axis):
         terms = epsilon * complement(x, axis) + softmax(x, axis).nll
         return total(times(y, terms), axis)
 
-    fast = partial(_poly_with_gradient, axis=axis)
+    fast = partial(_poly_and_gradient, axis=axis)
     loss = with_fast_gradient(exact, fast, axis)(x, y, epsilon)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
-def _poly_with_gradient(x, y, epsilon, *, axis):
-    # f(p) = -log p + epsilon * (1-p)  and  -p f'(p) = 1 + epsilon * p
+def _poly_and_gradient(x, y, epsilon, *, axis):
+    # f(p) = -log p + epsilon * (1-p)    -p f'(p) = 1 + epsilon * p
+    # with p = e / (1 + t) and 1 - p = (t + (1 - e)) / (1 + t)
     row = soft_row(x, y, axis)
-    top, tail, scale = jax.lax.optimization_barrier((row.top, row.tail, row.scale))
-    missing = total(y * (tail + (1 - jnp.exp(-gap_to(x, top, 11)))), axis)
 
-    def weights(of):
-        return y + y * ((epsilon * scale) * of.e)
+    def terms(x, y, top, sole, tail):
+        e = jnp.exp(-finite_gap(x, top))
+        other = passes.step(finite_gap(x, sole))
+        return y * (tail + (1 - e)), y * e, y * e * other
 
-    loss = row.loss + epsilon * scale * missing
-    return loss, weighted_gradient(x, weights, row, axis)
+    missing, whole, others = sums(terms, axis, x, y, row.top, row.sole, row.tail)
+    factor = epsilon * row.scale
+    of = row.of_labels
+    of = Weights(of.whole + factor * whole, of.others + factor * others)
+    top, factor_once = jax.lax.optimization_barrier((row.top, factor))
+    w = y * (1 + factor_once * jnp.exp(-finite_gap(x, top)))
+    return row.loss + factor * missing, softmax_residual(x, w, row, of)
 
 
 def generalized_cross_entropy(

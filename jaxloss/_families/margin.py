@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.nll import label_bump
 from jaxloss._core.numerics import (
     bounded,
     clip_to_finite,
@@ -23,7 +24,6 @@ from jaxloss._core.numerics import (
     times,
     zero_or_nan,
 )
-from jaxloss._core.rows import label_bump
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import of_label, total
 

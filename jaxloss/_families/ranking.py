@@ -14,10 +14,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.nll import soft_nll
 from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
 from jaxloss._core.pairs import blocks
 from jaxloss._core.reduce import reduce_losses
-from jaxloss._core.rows import soft_nll, softmax
+from jaxloss._core.rows import softmax
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core.nll import beyond_one, is_label, other_class
 from jaxloss._core.numerics import clip_to_finite, largest, nan_unless, times
-from jaxloss._core.rows import beyond_one, others_and_label, tail_of_others
 from jaxloss._core.split import ClassAxis, Split, local_labels, of_label, total_classes
 from jaxloss.linear._operands import vocabulary
 from jaxloss.linear._rows import Settings, shaped
@@ -158,7 +158,8 @@ def part(x: Array, block: Block, label: Array) -> Part:
         gaps = jnp.minimum((top - x) * eps, big)
         behind = jnp.sum(gaps * block.k[None], 1, keepdims=True) / eps
         k = k + jnp.sum(block.k[None], 1, keepdims=True)
-    tail = tail_of_others(x, block.labels, top, 1)
+    e = jnp.exp(jnp.minimum(x - top, 0))
+    tail = jnp.sum(e * other_class(block.labels, x, 1), 1, keepdims=True)
     return Part(top, tail, jnp.where(inside, label, 0), behind, k)
 
 
@@ -230,9 +231,10 @@ def _slopes(row: Row, d: Losses, settings: Settings) -> Slopes:
 
 def gradient(x: Array, block: Block, s: Slopes, n: int) -> tuple[Array, Array | None]:
     """By the logits `x` of a block, of `n` classes in all; and by their weights, times `n`."""
-    g = s.others * others_and_label(x, block.labels, s.top, s.tail, 1, n)
+    e = jnp.exp(jnp.minimum(x - s.top, 0))
+    g = s.others * jnp.where(is_label(block.labels, x, 1), -s.tail, e)
     if s.spread is not None:
-        g = g + s.spread * jnp.exp(jnp.minimum(x - s.top, 0))
+        g = g + s.spread * e
     if s.smooth is None or s.log_rest is None or block.k is None:
         return g, None
     g_class = jnp.sum(times(s.smooth, (s.top - x) + s.log_rest), 0) / n

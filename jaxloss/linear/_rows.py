@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core.nll import label_nll
 from jaxloss._core.numerics import tanh, times
-from jaxloss._core.rows import label_nll, logsumexp, softmax
+from jaxloss._core.rows import logsumexp, softmax
 from jaxloss._core.split import ClassAxis, Split, total
 from jaxloss._families.categorical import integer_cross_entropy
 from jaxloss._families.divergence import distillation, js_of_probabilities

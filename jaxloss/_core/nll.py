@@ -1,0 +1,160 @@
+"""The cross-entropies of a softmax: value and gradient by the logits, for a training step.
+
+Each formula stands once, in `fast`; what is differentiated further is `exact`.
+"""
+
+import operator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxloss._core import passes
+from jaxloss._core.numerics import largest, nan_unless, one_or_nan, times
+from jaxloss._core.rows import finite_gap, softmax
+from jaxloss._core.rules import with_fast_gradient
+from jaxloss._core.split import (
+    ClassAxis,
+    class_shape,
+    classes,
+    largest_of,
+    local_labels,
+    of_label,
+    sums,
+    total,
+)
+
+
+def soft_nll(x: Array, y: Array, axis: ClassAxis) -> Array:
+    """`-sum(y * log softmax(x))`, for labels `y` that need not sum to one."""
+
+    def exact(x, y):
+        return total(times(y, softmax(x, axis).nll), axis)
+
+    def fast(x, y):
+        row = soft_row(x, y, axis)
+        return row.loss, softmax_residual(x, y, row, row.of_labels)
+
+    return with_fast_gradient(exact, fast, axis)(x, y)
+
+
+class Weights(NamedTuple):
+    """Sums of the weights of the classes of a row."""
+
+    whole: Array
+    others: Array  # of all classes but those of the largest logit
+
+
+class SoftRow(NamedTuple):
+    top: Array  # the largest logit
+    tail: Array  # sum of exp(x - top) over all classes but one of the largest
+    sole: Array  # the largest logit, inf if several classes have it
+    scale: Array  # 1 / (1 + tail), 0 without any class, NaN for a row with a NaN
+    of_labels: Weights
+    loss: Array
+
+
+def soft_row(x: Array, y: Array, axis: ClassAxis) -> SoftRow:
+    """With g = top - x and t the tail: `loss = sum(y * g) + sum(y) * log1p(t)`."""
+
+    def terms(x, y, top):
+        gap = finite_gap(x, top)
+        other = passes.step(gap)  # 0 at the largest logit
+        return jnp.exp(-gap) * other, 1 - other, passes.times(y, gap), y, y * other
+
+    top = largest_of(x, axis)
+    rest, ties, behind, whole, others = sums(terms, axis, x, y, top)
+    tail = rest + jnp.maximum(ties - 1, 0)
+    behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
+    # A NaN that a minimum drops makes its exponential infinite.
+    valid = rest < jnp.inf
+    scale = nan_unless(valid, jnp.where(ties > 0, 1 / (1 + tail), 0))
+    loss = nan_unless(valid, behind + whole * jnp.log1p(tail))
+    sole = jnp.where(ties > 1, jnp.inf, top)
+    return SoftRow(top, tail, sole, scale, Weights(whole, others), loss)
+
+
+def softmax_residual(x: Array, w: Array, row: SoftRow, of: Weights) -> Array:
+    """`p * sum(w) - w`, with the softmax p.
+
+    At a sole largest class it is `p * (sum of the other weights) - w * (1 - p)`, with the 1 - p
+    that is t / (1 + t).
+    """
+    others = jnp.where(row.sole == jnp.inf, of.whole, of.others)
+    # Once a row, not once an element.
+    top, tail, sole, scale, whole, others = lax.optimization_barrier(
+        (row.top, row.tail, row.sole, row.scale, of.whole, others)
+    )
+    other = passes.step(finite_gap(x, sole))
+    p = jnp.exp(-finite_gap(x, top)) * scale
+    return p * (others + other * (whole - others)) - w * (scale * (tail + other))
+
+
+def label_nll(x: Array, labels: Array, axis: ClassAxis) -> Array:
+    """`-log softmax(x)[label]`; NaN, with NaN derivatives, for a label out of range.
+
+    `labels` are integers of size one along `axis`.
+    """
+
+    def exact(x, labels):
+        valid = (labels >= 0) & (labels < classes(x, axis))
+        return of_label(softmax(x, axis).nll, labels, axis) * one_or_nan(valid, x.dtype)
+
+    def fast(x, labels):
+        row = label_row(x, labels, axis)
+        # Once a row, not once an element.
+        of_label, scale = lax.optimization_barrier((row.scale * row.tail, row.scale))
+        at_label = is_label(labels, x, axis)
+        return row.loss, jnp.where(at_label, -of_label, scale * row.e)
+
+    return with_fast_gradient(exact, fast, axis)(x, labels)
+
+
+class LabelRow(NamedTuple):
+    e: Array  # exp(x - top), of each class
+    tail: Array  # its sum over all classes but the label
+    scale: Array  # 1 / its sum over all, NaN for a row without a loss
+    loss: Array  # -log p_label, or NaN
+
+
+def label_row(x: Array, labels: Array, axis: ClassAxis) -> LabelRow:
+    """With g = top - x_label and t the tail: `loss = g + log(t + exp(-g))`."""
+    largest_logit = largest_of(x, axis)
+    top = jnp.clip(largest_logit, -largest(x.dtype), largest(x.dtype))
+    e = jnp.exp(jnp.minimum(x - top, 0))
+    tail = total(e * other_class(labels, x, axis), axis)
+    valid = (labels >= 0) & (labels < classes(x, axis))
+    x_label = nan_unless(valid, of_label(x, labels, axis))
+    gap = jnp.maximum(top - x_label, 0)
+    e_label = jnp.exp(-gap)
+    loss = jnp.log1p(beyond_one(tail, e_label)) + gap
+    loss = jnp.where((largest_logit == jnp.inf) & (x_label < jnp.inf), jnp.inf, loss)
+    # Without any class nothing counts.
+    scale = 1 / jnp.maximum(tail + e_label, float(jnp.finfo(x.dtype).tiny))
+    return LabelRow(e, tail, scale, loss)
+
+
+def beyond_one(tail: Array, e_label: Array) -> Array:
+    """`tail + e_label - 1`, by leaving out a term that is one, the largest logit's."""
+    return jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)
+
+
+def is_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
+    index = lax.broadcasted_iota(labels.dtype, class_shape(x, axis), operator.index(axis))
+    return index == local_labels(labels, x.shape[axis], axis)
+
+
+def other_class(labels: Array, x: Array, axis: ClassAxis) -> Array:
+    """1 for all classes but the label, 0 for that: by arithmetic, see `passes`."""
+    index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
+    label = local_labels(labels, x.shape[axis], axis).astype(x.dtype)
+    return jnp.minimum(jnp.abs(index.astype(x.dtype) - label), 1)
+
+
+def label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
+    """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
+    index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
+    d = unit * index.astype(x.dtype) - unit * local_labels(labels, x.shape[axis], axis).astype(
+        x.dtype
+    )
+    return d * d

@@ -1,0 +1,159 @@
+"""The one room that knows XLA's CPU backend. Nothing here is needed for a right number.
+
+Since jaxlib 0.10 that backend hands a reduction, with the arithmetic before it, to YNNPACK
+(`--xla_cpu_experimental_ynn_fusion_type`; seen in jaxlib 0.10 and 0.12): one pass over the
+inputs that writes nothing. It takes along what YNNPACK knows, which are sums, products,
+quotients, minima, maxima, exponentials and logarithms, but neither comparisons nor selects; and
+only what has no other user. What two passes share, be it `1 - z` or a broadcast constant, is
+written out at full size instead, at several times the cost.
+
+So a formula that is summed up is written without selects (`step`, `times`), and it runs as a
+pass of its own (`own_pass`, `sums`): on a CPU its operands and constants are multiplied by a one
+that XLA cannot see through, another in each pass. Accelerators fuse by themselves, and get the
+formula as it is. `tests/test_passes.py` shows what is written without this; if it no longer
+fails there, this room can go.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+from jax.extend.core import Literal
+from jax.sharding import AxisType
+
+Formula = Callable[..., Any]
+# Up to as many entries a CPU takes several sums in one unrolled loop, ten times as fast as
+# YNNPACK, which is made for long rows.
+SHORT = 16
+
+
+def own_pass(formula: Formula) -> Formula:
+    """`formula`, of trees of arrays, as a pass that shares nothing with any other.
+
+    It may consist of arithmetic, reductions and calls of such, and is never differentiated: it
+    stands under a rule.
+    """
+
+    @wraps(formula)
+    def run(*operands: Any) -> Any:
+        apart = partial(_apart, formula, _name(formula))
+        return lax.platform_dependent(*operands, cpu=apart, default=formula)
+
+    return run
+
+
+def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> list[Array]:
+    """The sum of each of `terms(*operands)` along an axis, which is kept with size one."""
+
+    def whole(*operands: Array) -> list[Array]:
+        each = terms(*operands)
+        shape = jnp.broadcast_shapes(*(t.shape for t in each))
+        return [jnp.broadcast_to(t, shape) for t in each]
+
+    def one_by_one(*operands: Array) -> list[Array]:
+        return [jnp.sum(t, axis, keepdims=True) for t in whole(*operands)]
+
+    def cpu(*operands: Array) -> list[Array]:
+        shapes = jax.eval_shape(whole, *operands)
+        if shapes[0].shape[axis] <= SHORT:
+            return _in_one_loop(whole(*operands), axis)
+        passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
+        return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
+
+    return lax.platform_dependent(*operands, cpu=cpu, default=one_by_one)
+
+
+def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
+    def add(a, b):
+        return [u + v for u, v in zip(a, b, strict=True)]
+
+    zeros = [jnp.zeros((), t.dtype) for t in terms]
+    return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
+
+
+def step(x: Array) -> Array:
+    """1 where `x` is positive, 0 where it is 0, for an `x` that is not negative."""
+    return jnp.minimum(x * 2.0**100, 1)
+
+
+def times(w: Array, x: Array) -> Array:
+    """`w * x`, zero where the weight is, even for an `x` of inf; `x` is not negative."""
+    info = jnp.finfo(x.dtype)
+    # A power of two takes an infinity to a finite number and back.
+    return w * jnp.minimum(x * float(info.eps), float(info.max)) / float(info.eps)
+
+
+def nan_of(x: Array) -> Array:
+    """0, or NaN where `x` is NaN, which `minimum` and `maximum` of YNNPACK drop."""
+    return 0 / (1 + jnp.abs(x))
+
+
+def _name(formula: Formula) -> str:
+    return f"{formula.__module__}.{formula.__qualname__}"
+
+
+def _apart(formula: Formula, name: str, *trees: Any) -> Any:
+    operands = jax.tree.leaves(trees)
+    if _explicitly_sharded(operands):  # No entry can be taken of them without saying to where.
+        return formula(*trees)
+    # Traced of shapes alone: in `shard_map` it is the one that varies over devices.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
+    jaxpr, out = jax.make_jaxpr(formula, return_shape=True)(*shapes)
+    one = _hidden_one(operands, zlib.crc32(name.encode()))
+    results = _evaluate(jaxpr.jaxpr, jaxpr.consts, [_times_one(x, one) for x in operands], one)
+    return jax.tree.unflatten(jax.tree.structure(out), results)
+
+
+def _explicitly_sharded(operands: Sequence[Array]) -> bool:
+    meshes = (jax.typeof(x).sharding.mesh for x in operands)
+    return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
+
+
+def _hidden_one(operands: Sequence[Array], tag: int) -> Array:
+    """1.0, from bits of an entry of each operand, of which none is left; shifted by the tag."""
+    left = 1 + tag % 31
+    right = 32 - left + tag // 31 % left
+
+    @custom_vmap
+    def zero(x):
+        if not x.size:
+            return jnp.zeros((), jnp.uint32)
+        bits = lax.bitcast_convert_type(x[(0,) * x.ndim].astype(jnp.float32), jnp.uint32)
+        return (bits >> jnp.uint32(left)) >> jnp.uint32(right)
+
+    @zero.def_vmap
+    def _(_size, _batched, x):
+        return zero(x[0]), False  # One for the whole batch, or it would be an array itself.
+
+    one = lax.bitcast_convert_type(jnp.float32(1), jnp.uint32)
+    return lax.bitcast_convert_type(sum(map(zero, operands), one), jnp.float32)
+
+
+def _times_one(x: Array, one: Array) -> Array:
+    return x * one.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Array], operands: Sequence[Array], one: Array):
+    """The formula, with its constants times one."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
+
+    def read(v):
+        if isinstance(v, Literal):
+            return _times_one(jnp.asarray(v.val, jnp.result_type(v.aval)), one)
+        return values[v]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(v) for v in equation.invars]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if inner is not None:
+            results = _evaluate(inner.jaxpr, inner.consts, inputs, one)
+        else:
+            results = equation.primitive.bind(*inputs, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        values |= zip(equation.outvars, results, strict=True)
+    return [read(v) for v in jaxpr.outvars]
