@@ -77,7 +77,7 @@ def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
 
 
 def step(x: Array) -> Array:
-    """1 where `x` is positive, 0 where it is 0, for an `x` that is not negative."""
+    """1 where `x` is positive (from 2**-100 on), 0 where it is 0; `x` is not negative."""
     return jnp.minimum(x * 2.0**100, 1)
 
 
