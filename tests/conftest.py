@@ -18,6 +18,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from tests.cases import FIRST_ROWS  # noqa: E402
 
@@ -26,6 +27,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.default_backend() != "cpu":
     # An accelerator multiplies float32 in less by default.
     jax.config.update("jax_default_matmul_precision", "highest")
+
+settings.register_profile("jaxloss", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("jaxloss")
 
 # Of a function's further rows, those of its settings, only these run every time; and of all
 # rows not these modes and tests, which take long and repeat what others show.
@@ -46,7 +50,7 @@ SLOW_TESTS = {
     "test_modes_agree_with_each_other_and_with_differences",
     "test_targets_of_another_dtype",
 }
-# What the shared pieces do for every loss, one row of each family shows every time; the other
+# What the shared pieces do for every loss, a row of each kind shows every time; the other
 # rows when all is run. That each loss is exact, loud and the same as optax's is always tried.
 SHARED = {"test_transforms.py", "test_masks.py", "test_precision.py", "test_checks.py"}
 REPRESENTATIVE = {

@@ -18,7 +18,7 @@ from benchmarks.failures._failure import (
 )
 from benchmarks.peers import module
 from benchmarks.works import OURS
-from tests.cases.binary import naive_sigmoid
+from tests.cases._sigmoid import naive_sigmoid
 
 INF = float("inf")
 

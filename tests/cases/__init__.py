@@ -4,9 +4,14 @@ from tests.cases import (
     binary,
     categorical,
     contrastive,
+    direction,
     divergence,
+    fenchel_young,
+    focal,
+    likelihood,
     linear,
     margin,
+    metric,
     overlap,
     ranking,
     regression,
@@ -14,14 +19,20 @@ from tests.cases import (
 )
 from tests.cases._case import Case
 
+# As the modules of the library, each with the rows of its losses.
 FAMILIES = (
     binary,
     categorical,
+    focal,
     regression,
+    direction,
+    likelihood,
     margin,
+    fenchel_young,
     divergence,
     overlap,
     contrastive,
+    metric,
     ranking,
     sequence,
     linear,

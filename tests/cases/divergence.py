@@ -10,7 +10,7 @@ from mpmath import mp, mpf
 
 import jaxloss
 from tests.cases._case import Case, amplify
-from tests.cases.categorical import softmax_parts
+from tests.cases._softmax import softmax_parts
 
 DISTRIBUTIONS = [
     np.float32(row) for row in ([0.25, 0.75], [0.5, 0.5], [0.01, 0.9, 0.09], [0.3, 0.3, 0.4])

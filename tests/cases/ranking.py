@@ -11,13 +11,13 @@ from mpmath import mpf
 
 import jaxloss
 from tests.cases._case import Case, Model, amplify, sigmoid, softplus, spread
-from tests.cases.categorical import (
+from tests.cases._softmax import (
     DENSE_POINTS,
-    _ce_gradient,
-    _ce_hessian,
-    _ce_value,
-    _conditioned,
-    _dense_case,
+    ce_gradient,
+    ce_hessian,
+    ce_value,
+    conditioned,
+    dense_case,
     softmax_parts,
 )
 
@@ -139,14 +139,14 @@ def _segmented_softmax_case() -> Case:
         return x[k % 2 :: 2], y[k % 2 :: 2]
 
     def value(x, y):
-        return [t for k in range(min(2, len(x))) for t in _ce_value(*part(x, y, k))]
+        return [t for k in range(min(2, len(x))) for t in ce_value(*part(x, y, k))]
 
     def hessian(x, y, i, j):
-        return _ce_hessian(*part(x, y, i), i // 2, j // 2) if i % 2 == j % 2 else [mpf(0)]
+        return ce_hessian(*part(x, y, i), i // 2, j // 2) if i % 2 == j % 2 else [mpf(0)]
 
     def target_gradient(x, y, i):
         x, _ = part(x, y, i)
-        return spread([softmax_parts(x)[3][i // 2]], _conditioned(x))
+        return spread([softmax_parts(x)[3][i // 2]], conditioned(x))
 
     def fn(x, y):
         segments = _along_items(x, np.arange(x.shape[-1]) % 2)
@@ -161,7 +161,7 @@ def _segmented_softmax_case() -> Case:
         fn=fn,
         naive=naive,
         value=value,
-        gradient=lambda x, y, i: _ce_gradient(*part(x, y, i), i // 2),
+        gradient=lambda x, y, i: ce_gradient(*part(x, y, i), i // 2),
         hessian=hessian,
         target_gradient=target_gradient,
         predictions="logits",
@@ -173,7 +173,7 @@ def _segmented_softmax_case() -> Case:
 
 CASES = [
     dataclasses.replace(
-        _dense_case(
+        dense_case(
             "ranking_softmax_loss",
             partial(jaxloss.ranking_softmax_loss, reduce_fn=None),
             optax_fn=partial(optax.losses.ranking_softmax_loss, reduce_fn=None),

@@ -1,0 +1,35 @@
+"""Binary cross-entropies: probabilities that are none, symmetry, the minimum, weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxloss
+from tests.test_properties import bce, close, label, logit
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("p,z", [(-0.5, False), (1.5, True)])
+def test_probability_out_of_the_domain(wrap, p, z):
+    p, z = jnp.array([p]), jnp.array([z])
+    assert np.isnan(wrap(jaxloss.binary_cross_entropy)(p, z)).all()
+
+
+@given(logit, label)
+def test_symmetry_of_the_two_classes(x, z):
+    close(bce(x, z), bce(-x, np.float32(1) - np.float32(z)), abs(x))
+
+
+@given(logit, label)
+def test_minimum_is_at_the_label(x, z):
+    entropy = jaxloss.binary_cross_entropy(z, z)
+    assert bce(x, z) >= entropy * (1 - 1e-5) - 1e-6
+
+
+@given(logit, label, st.floats(0.25, 8, width=32))
+def test_pos_weight_is_linear(x, z, w):
+    one, two = bce(x, z), bce(x, z, pos_weight=2.0)
+    close(bce(x, z, pos_weight=w), one + (w - 1) * (two - one), 8 * (1 + abs(x)))

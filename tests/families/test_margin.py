@@ -1,0 +1,41 @@
+"""Margin losses: kinks and smooth corners, shapes, printed values.
+
+What they have in common with the sparsemax loss is tested in `tests/test_scores.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+
+f32 = lambda *v: jnp.array(v, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("fn", "kink", "slope"), [(jaxloss.hinge_loss, 1.0, -0.5), (jaxloss.perceptron_loss, 0.0, -0.5)]
+)
+def test_kinks_have_the_mean_of_their_sides(fn, kink, slope):
+    for t in (1.0, -1.0):
+        assert jax.grad(fn)(t * kink, t) == t * slope
+        assert jax.jvp(lambda x, t=t: fn(x, t), (t * kink,), (1.0,))[1] == t * slope
+        assert fn(t * kink, t) == 0
+
+
+def test_smooth_corners():
+    for x, second in ((1.0, 1.0), (0.5, 2.0), (1.5, 0.0)):
+        assert jax.grad(jax.grad(jaxloss.squared_hinge_loss))(x, 1.0) == second
+
+
+def test_shapes_do_not_spread():  # optax: silently (2, 2)
+    with pytest.raises(ValueError, match=r"\(2, 1\).*\(2,\)"):
+        jaxloss.hinge_loss(jnp.zeros((2, 1)), jnp.ones(2))
+
+
+def test_categorical_hinge_of_keras():
+    """Its documentation: 1.2 and 1.6 for these, a mean of 1.4."""
+    y, p = f32(0, 1, 0, 0).reshape(2, 2), f32(0.6, 0.4, 0.4, 0.6).reshape(2, 2)
+    np.testing.assert_allclose(jaxloss.categorical_hinge_loss(p, y), [1.2, 1.6], rtol=1e-6)
+    # And where all scores are negative: 2.0, by the zero in the label's place.
+    assert jaxloss.categorical_hinge_loss(f32(-1, -3), f32(1, 0)) == 2
