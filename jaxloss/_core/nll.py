@@ -81,13 +81,13 @@ def softmax_residual(x: Array, w: Array, row: SoftRow, of: Weights) -> Array:
     that is t / (1 + t).
     """
     others = jnp.where(row.sole == jnp.inf, of.whole, of.others)
+    rows = (row.top, row.sole, others, of.whole - others, row.tail, jnp.ones_like(row.tail))
     # Once a row, not once an element.
-    top, tail, sole, scale, whole, others = lax.optimization_barrier(
-        (row.top, row.tail, row.sole, row.scale, of.whole, others)
+    top, sole, others, more, tail, scale = lax.optimization_barrier(
+        (*rows[:2], *(row.scale * a for a in rows[2:]))
     )
     other = passes.step(finite_gap(x, sole))
-    p = jnp.exp(-finite_gap(x, top)) * scale
-    return p * (others + other * (whole - others)) - w * (scale * (tail + other))
+    return jnp.exp(-finite_gap(x, top)) * (others + other * more) - w * (tail + other * scale)
 
 
 def label_nll(x: Array, labels: Array, axis: ClassAxis) -> Array:
@@ -104,8 +104,7 @@ def label_nll(x: Array, labels: Array, axis: ClassAxis) -> Array:
         row = label_row(x, labels, axis)
         # Once a row, not once an element.
         of_label, scale = lax.optimization_barrier((row.scale * row.tail, row.scale))
-        at_label = is_label(labels, x, axis)
-        return row.loss, jnp.where(at_label, -of_label, scale * row.e)
+        return row.loss, jnp.where(is_label(labels, x, axis), -of_label, scale * row.e)
 
     return with_fast_gradient(exact, fast, axis)(x, labels)
 
@@ -122,7 +121,7 @@ def label_row(x: Array, labels: Array, axis: ClassAxis) -> LabelRow:
     largest_logit = largest_of(x, axis)
     top = jnp.clip(largest_logit, -largest(x.dtype), largest(x.dtype))
     e = jnp.exp(jnp.minimum(x - top, 0))
-    tail = total(e * other_class(labels, x, axis), axis)
+    tail = total(passes.zero_at(class_index(x, axis), _local(labels, x, axis), e), axis)
     valid = (labels >= 0) & (labels < classes(x, axis))
     x_label = nan_unless(valid, of_label(x, labels, axis))
     gap = jnp.maximum(top - x_label, 0)
@@ -140,8 +139,17 @@ def beyond_one(tail: Array, e_label: Array) -> Array:
 
 
 def is_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
-    index = lax.broadcasted_iota(labels.dtype, class_shape(x, axis), operator.index(axis))
-    return index == local_labels(labels, x.shape[axis], axis)
+    return class_index(x, axis) == _local(labels, x, axis)
+
+
+def class_index(x: Array, axis: ClassAxis) -> Array:
+    """The number of each class on this device."""
+    return lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
+
+
+def _local(labels: Array, x: Array, axis: ClassAxis) -> Array:
+    n = classes(x, axis)
+    return local_labels(jnp.clip(labels, -1, n).astype(jnp.int32), x.shape[axis], axis)
 
 
 def other_class(labels: Array, x: Array, axis: ClassAxis) -> Array:

@@ -26,6 +26,8 @@ from jax.custom_batching import custom_vmap
 from jax.extend.core import Literal
 from jax.sharding import AxisType
 
+from jaxloss._core.mapped import alike
+
 Formula = Callable[..., Any]
 # Up to as many entries a CPU takes several sums in one unrolled loop, ten times as fast as
 # YNNPACK, which is made for long rows.
@@ -42,7 +44,7 @@ def own_pass(formula: Formula) -> Formula:
     @wraps(formula)
     def run(*operands: Any) -> Any:
         apart = partial(_apart, formula, _name(formula))
-        return lax.platform_dependent(*operands, cpu=apart, default=formula)
+        return lax.platform_dependent(*_all_alike(operands), cpu=apart, default=formula)
 
     return run
 
@@ -65,7 +67,7 @@ def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> 
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
-    return lax.platform_dependent(*operands, cpu=cpu, default=one_by_one)
+    return lax.platform_dependent(*_all_alike(operands), cpu=cpu, default=one_by_one)
 
 
 def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
@@ -88,9 +90,34 @@ def times(w: Array, x: Array) -> Array:
     return w * jnp.minimum(x * float(info.eps), float(info.max)) / float(info.eps)
 
 
+def two_sided(a: Array, b: Array, x: Array) -> Array:
+    """`a * max(x, 0) + b * max(-x, 0)`, a side being zero where its weight is, even for inf."""
+    info = jnp.finfo(x.dtype)
+    scaled = jnp.minimum(jnp.maximum(x * float(info.eps), -float(info.max)), float(info.max))
+    return (a * jnp.maximum(scaled, 0) - b * jnp.minimum(scaled, 0)) / float(info.eps)
+
+
+def zero_at(index: Array, at: Array, x: Array) -> Array:
+    """`x`, but 0 where the index is `at`; `x` is finite there. Not differentiated."""
+
+    def cpu(index, at, x):
+        return x * jnp.minimum(jnp.abs(index.astype(x.dtype) - at.astype(x.dtype)), 1)
+
+    def default(index, at, x):
+        return jnp.where(index == at, 0, x)
+
+    return lax.platform_dependent(index, at, x, cpu=cpu, default=default)
+
+
 def nan_of(x: Array) -> Array:
     """0, or NaN where `x` is NaN, which `minimum` and `maximum` of YNNPACK drop."""
     return 0 / (1 + jnp.abs(x))
+
+
+def _all_alike(trees: Any) -> Any:
+    """In `shard_map`, let all operands differ over the axes over which any of them does."""
+    leaves = jax.tree.leaves(trees)
+    return jax.tree.map(lambda x: alike(x, *leaves), trees)
 
 
 def _name(formula: Formula) -> str:
@@ -101,7 +128,7 @@ def _apart(formula: Formula, name: str, *trees: Any) -> Any:
     operands = jax.tree.leaves(trees)
     if _explicitly_sharded(operands):  # No entry can be taken of them without saying to where.
         return formula(*trees)
-    # Traced of shapes alone: in `shard_map` it is the one that varies over devices.
+    # Traced of shapes alone: in `shard_map` all differ over the same devices, as the one does.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
     jaxpr, out = jax.make_jaxpr(formula, return_shape=True)(*shapes)
     one = _hidden_one(operands, zlib.crc32(name.encode()))

@@ -94,8 +94,7 @@ def bce(x: Array, z: Array, w: Array | None = None, s: Array | None = None) -> A
 @passes.own_pass
 def _bce_value(x, z, w, s):
     a, b = _weights(z, w, s)
-    wrong = passes.times(a, jnp.maximum(x, 0)) + passes.times(b, jnp.maximum(-x, 0))
-    return wrong + (1 if w is None else a + b) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return passes.two_sided(a, b, x) + (1 if w is None else a + b) * jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 @partial(bce.defjvp, symbolic_zeros=True)

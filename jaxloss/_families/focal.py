@@ -124,7 +124,7 @@ def _binary_focal_slope(x, z, gamma):
     info = jnp.finfo(x.dtype)
     loss = jnp.log1p(of.s) + jnp.minimum(jnp.abs(x), float(info.max) / 2) * of.likely
     r = of.s / jnp.maximum(of.mix, float(info.tiny)) / (1 + of.s)
-    return of.easy * (bce_slope(x, z) + gamma * (1 - 2 * z) * r * loss)
+    return of.easy * (bce_slope(x, z) + gamma * ((1 - z) - z) * r * loss)
 
 
 # With a = 1 - z and b = z, the probability of the wrong class is

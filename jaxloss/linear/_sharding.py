@@ -5,20 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import Array, lax
+from jax import Array
 from jax.sharding import AxisType, PartitionSpec, auto_axes
 
-
-def varying(x: Array | jax.ShapeDtypeStruct) -> frozenset:
-    """The mapped axes of `shard_map` over which a value, or one yet to be computed, differs."""
-    kind = (x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)).manual_axis_type
-    return kind.varying if kind else frozenset()
-
-
-def alike(x: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
-    """Let `x`, in its type, differ over all axes over which `like` does."""
-    missing = tuple(varying(like) - varying(x))
-    return lax.pcast(x, missing, to="varying") if missing else x
+from jaxloss._core.mapped import alike as alike
+from jaxloss._core.mapped import varying as varying
 
 
 def _explicit(operands: Any) -> bool:
