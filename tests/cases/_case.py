@@ -80,7 +80,7 @@ class Case:
     gradient: Callable[[Row, Any, int], Terms] | None = None
     hessian: Callable[[Row, Any, int, int], Terms] | None = None
     target_gradient: Callable[[Row, Any, int], Terms] | None = None
-    ulps: float = 8
+    ulps: float = 4
     # The function in optax of which this is a drop-in replacement, if optax is right.
     optax: Callable[..., Any] | None = None
     model: Model | None = None

@@ -32,7 +32,7 @@ def _poisson_case(suffix="", log_input=True, full=False) -> Case:
         [(x, t) for x in rates for t in COUNTS if not full or t],
         predictions="real" if log_input else "positive",
         targets="positive",
-        ulps=16 if full else 8,  # Of the derivative by counts, JAX's digamma.
+        ulps=16 if full else 4,  # Of the derivative by counts, JAX's digamma.
     )
 
 

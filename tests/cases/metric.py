@@ -97,7 +97,7 @@ def _triplet_case(degree, points):
             sizes=(8192, 65536, 131072),
         ),
         # XLA's powers are themselves a few units off, and there are five of them in a Hessian.
-        ulps=8 if degree == 2 else 16,
+        ulps=4 if degree == 2 else 16,
     )
 
 
