@@ -80,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
         "models", parents=[options], help="time models' own sizes, on an accelerator"
     )
     commands.add_parser("report", parents=[options], help="pictures and pages of the results")
-    commands.add_parser("aot", help="costs on accelerators, by their compilers; see its --help")
     both = commands.add_parser("compare", help="what got slower from one file to another")
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
@@ -147,11 +146,6 @@ def show_changes(before: Path, after: Path, console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] == "aot":
-        # It sets the platform: nothing else may have been computed before.
-        from benchmarks import aot
-
-        return int(not aot.main(argv[1:]))
     named = bool(argv) and (not argv[0].startswith("-") or argv[0] in ("-h", "--help"))
     args, console = parser().parse_args([*([] if named else ["all"]), *argv]), Console()
     if args.command == "compare":

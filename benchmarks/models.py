@@ -1,6 +1,6 @@
 """Losses at the sizes that models have, run and timed on the accelerator that is here.
 
-The programs are those that `benchmarks.aot` compiles for accelerators that are not.
+The programs are those that `aot` compiles for accelerators that are not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from aot.programs import CASES, Case, Program, installed
 from benchmarks import programs, speed
-from benchmarks.aot.programs import CASES, Case, Program, installed
 from benchmarks.programs import Run
 
 

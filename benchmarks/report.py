@@ -243,7 +243,7 @@ def _time(row: dict[str, Any] | None) -> str:
 
 
 def _models(rows: Rows) -> str:
-    """Measured times of what `benchmarks.aot` compiles, beside bare matmuls or streams."""
+    """Measured times of what `aot` compiles, beside bare matmuls or streams."""
     limits = {r["case"]: r["seconds"] for r in rows if r["program"] == programs.LIMIT}
 
     def line(r: dict[str, Any]) -> list[str]:

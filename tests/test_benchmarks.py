@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aot import programs as aot_programs
 from benchmarks import (
     compare,
     memory,
@@ -25,7 +26,6 @@ from benchmarks import (
     speed,
     works,
 )
-from benchmarks.aot import programs as aot_programs
 from benchmarks.works import NAIVE, OURS
 from tests.cases import FIRST_ROWS
 

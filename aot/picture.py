@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks.aot.measure import Row
+from aot.measure import Row
 from benchmarks.pictures import COLOURS, THEMES, _figure, _style
 
 # What is drawn, and how; programs of one library in shades of its colour.

@@ -1,4 +1,4 @@
-"""Compiling the losses for accelerators that are not here: `python -m benchmarks.aot`.
+"""Compiling the losses for accelerators that are not here: `python -m aot`.
 
 Programs of models' shapes are lowered from shapes alone and compiled by the targets' real
 compilers; memory, traffic, arithmetic, kernels and collectives are read off what they give.
@@ -19,10 +19,10 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.aot import measure, targets
-from benchmarks.aot.measure import Row
-from benchmarks.aot.programs import CASES, Case, Program, installed
-from benchmarks.aot.targets import TARGETS, Target
+from aot import measure, targets
+from aot.measure import Row
+from aot.programs import CASES, Case, Program, installed
+from aot.targets import TARGETS, Target
 
 __all__ = ["add_arguments", "main", "run", "versions"]
 
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m aot", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # The compilers run on the host.
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         rows = run(args)
     except targets.Missing as error:
         parser.exit(2, f"{error}\n")
-    from benchmarks.aot import report
+    from aot import report
 
     report.show(rows)
     if args.json is not None:

@@ -216,7 +216,7 @@ class Program:
     def _read_of(self, fused: dict[str, Instruction], n: int, whole: int) -> int:
         """Bytes that a fusion reads of its n-th operand, of `whole` bytes."""
         parameter, some = _named(fused, n), 0
-        for user, name in _users(fused, parameter) if parameter else ():
+        for user, name in self._users(fused, parameter) if parameter else ():
             if user.opcode in _SOME and user.operands[0] == name:
                 some += sum(s.bytes for s in user.shapes)
             elif user.opcode == "fusion":
@@ -225,6 +225,21 @@ class Program:
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                 return whole
         return min(some, whole)
+
+    def _users(self, fused: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
+        """What uses a value, itself or a view of it, and as which operand."""
+        users = []
+        for i in fused.values():
+            if name in i.operands:
+                users += self._users(fused, i.name) if self._is_view(i) else [(i, name)]
+        return users
+
+    def _is_view(self, i: Instruction) -> bool:
+        if i.opcode != "fusion":
+            return i.opcode in _VIEWS
+        # A TPU's compiler wraps the bitcast of a matmul's operand in a fusion.
+        inner = self.computations[i.called()[0]].values()
+        return all(j.opcode == "parameter" or self._is_view(j) for j in inner)
 
     def _arithmetic(self, body: dict[str, Instruction], i: Instruction) -> Iterator[tuple]:
         """(kind, count, dtype of the operands), of an instruction and what is fused into it."""
@@ -331,15 +346,6 @@ def _window(text: str, name: str) -> list[int]:
     """A property of a convolution's window, of each of its dimensions."""
     found = re.search(rf"window=\{{[^}}]*\b{name}=([\dx]+)", text)
     return [int(n) for n in found[1].split("x")] if found else []
-
-
-def _users(fused: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
-    """What uses a value, itself or a view of it, and as which operand."""
-    users = []
-    for i in fused.values():
-        if name in i.operands:
-            users += _users(fused, i.name) if i.opcode in _VIEWS else [(i, name)]
-    return users
 
 
 def _named(fused: dict[str, Instruction], n: int) -> str | None:

@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from benchmarks.aot import hlo, targets
-from benchmarks.aot.programs import Case, Program
-from benchmarks.aot.targets import Target
+from aot import hlo, targets
+from aot.programs import Case, Program
+from aot.targets import Target
 
 Row = dict[str, Any]
 

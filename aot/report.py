@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.aot import picture
-from benchmarks.aot.measure import Row
+from aot import picture
+from aot.measure import Row
 
-PAGE = Path(__file__).parents[2] / "docs" / "accelerators.md"
+PAGE = Path(__file__).parents[1] / "docs" / "accelerators.md"
 MARKS = "<!-- aot -->\n", "<!-- /aot -->"
 
 
@@ -81,7 +81,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def markdown(rows: Sequence[Row], versions: dict[str, str]) -> str:
     """A table for each case, with the programs of a target under one another."""
-    text = "Compiled by `python -m benchmarks.aot --write`, with "
+    text = "Compiled by `python -m aot --write`, with "
     text += ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n"
     for case, some in by_case(rows).items():
         columns = _columns(some)

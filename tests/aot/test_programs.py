@@ -1,51 +1,21 @@
-"""What the compilers for accelerators make of the losses; and how it is read.
+"""What the compilers for accelerators make of the losses.
 
-The tests of programs need the extras `aot-tpu` and `aot-gpu`, and none of the machines.
+The tests need the extras `aot-tpu` and `aot-gpu`, and none of the machines.
 """
-
-import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
-from benchmarks import aot
-from benchmarks.aot import hlo, measure, report, targets
-from benchmarks.aot.programs import CASES, HEADS
+from aot import hlo, measure, targets
+from aot.programs import CASES, HEADS
+from tests.aot import EVERY_TARGET, TARGETS, target
 
 Shape = jax.ShapeDtypeStruct
-
-
-@pytest.fixture(autouse=True)
-def defaults():
-    """Other libraries do not run under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def target(name):
-    """The target, if its compiler is installed. Compilers take long to load: one worker each."""
-    extra = "jax_cuda12_plugin" if name == "h100" else "libtpu"
-    group = pytest.mark.xdist_group("aot-gpu" if name == "h100" else "aot-tpu")
-    missing = targets.missing(targets.TARGETS[name]) is not None
-    skip = pytest.mark.skipif(missing, reason=f"{extra} is not installed")
-    return pytest.param(name, marks=[group, skip])
-
-
-def others(name):
-    return pytest.param(*target(name).values, marks=[*target(name).marks, pytest.mark.slow])
-
-
-TARGETS = pytest.mark.parametrize("name", [target("v5e"), target("h100")])
-EVERY_TARGET = pytest.mark.parametrize(
-    "name", [target("v5e"), target("h100"), others("v5p"), others("v6e")]
-)
 
 
 # Models' shapes, at full size: compiling allocates nothing.
@@ -224,135 +194,3 @@ def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
     # Nothing of that size but the gradient, were it only one bit for each prediction.
     assert len(program.written(size // 8)) == (1 if use is returned else 0)
     assert compiled.memory_analysis().temp_size_in_bytes < size / 64
-
-
-# How the programs are read.
-
-
-def test_reads_a_loop_as_often_as_it_runs():
-    def program(x, w):
-        return lax.scan(lambda sums, row: (sums + jnp.tanh(row @ w), None), jnp.zeros((8, 64)), x)
-
-    compiled = jax.jit(program).lower(jnp.zeros((5, 8, 32)), jnp.zeros((32, 64))).compile()
-    assert hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls)) == 5 * 2 * 8 * 32 * 64
-
-
-@TARGETS
-def test_reads_a_batch_of_matmuls(name):
-    """Of which a TPU's compiler makes one convolution."""
-    mesh = targets.mesh(targets.TARGETS[name])
-    shapes = Shape((64, 200, 128), jnp.float32), Shape((64, 100, 128), jnp.float32)
-    compiled = targets.compile_for(mesh, partial(jnp.einsum, "btk,bmk->btm"), shapes)
-    flops = hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls))
-    assert flops == 2 * 64 * 200 * 100 * 128
-
-
-TEXT = """HloModule example
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  %c = f32[] exponential(%b)
-  ROOT %sum = f32[] add(%a, %c)
-}
-
-%fused (p0: bf16[4,8,16], p1: s32[], p2: f32[4,8]) -> (f32[8], f32[4,8]) {
-  %p0 = bf16[4,8,16]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %p1 = s32[] parameter(1)
-  %zero = s32[] constant(0)
-  %row = bf16[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
-  %flat = bf16[8,16]{1,0} bitcast(%row)
-  %wide = f32[8,16]{1,0} convert(%flat)
-  %exp = f32[8,16]{1,0} exponential(%wide)
-  %start = f32[] constant(0)
-  %sums = f32[8]{0} reduce(%exp, %start), dimensions={1}, to_apply=%add
-  %p2 = f32[4,8]{1,0} parameter(2)
-  %one = f32[1,8]{1,0} bitcast(%sums)
-  %put = f32[4,8]{1,0} dynamic-update-slice(%p2, %one, %p1, %zero)
-  ROOT %both = (f32[8]{0}, f32[4,8]{1,0}) tuple(%sums, %put)
-}
-
-%body (s: (s32[], bf16[4,8,16], f32[4,8])) -> (s32[], bf16[4,8,16], f32[4,8]) {
-  %s = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%s), index=0
-  %x = bf16[4,8,16]{2,1,0} get-tuple-element(%s), index=1
-  %out = f32[4,8]{1,0} get-tuple-element(%s), index=2
-  %step = s32[] constant(1)
-  %next = s32[] add(%i, %step)
-  %f = (f32[8]{0:T(128)S(1)}, f32[4,8]{1,0}) fusion(%x, %i, %out), kind=kLoop, calls=%fused
-  %new = f32[4,8]{1,0} get-tuple-element(%f), index=1
-  ROOT %t = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) tuple(%next, %x, %new)
-}
-
-%test (s.1: (s32[], bf16[4,8,16], f32[4,8])) -> pred[] {
-  %s.1 = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) parameter(0)
-  %i.1 = s32[] get-tuple-element(%s.1), index=0
-  %n = s32[] constant(4)
-  ROOT %lt = pred[] compare(%i.1, %n), direction=LT
-}
-
-ENTRY %main (x.1: bf16[4,8,16], w.1: bf16[8,32]) -> f32[4,32] {
-  %x.1 = bf16[4,8,16]{2,1,0} parameter(0)
-  %w.1 = bf16[8,32]{1,0} parameter(1)
-  %zero.1 = s32[] constant(0)
-  %empty = f32[4,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
-  %init = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) tuple(%zero.1, %x.1, %empty)
-  %loop = (s32[], bf16[4,8,16]{2,1,0}, f32[4,8]{1,0}) while(%init), condition=%test, body=%body
-  %rows = f32[4,8]{1,0} get-tuple-element(%loop), index=2
-  %product = f32[4,32]{1,0} convolution(%rows, %w.1), dim_labels=bf_io->bf
-  ROOT %whole = f32[4,32]{1,0} all-reduce(%product), channel_id=1, to_apply=%add
-}
-"""
-
-
-def test_reads_kernels_off_the_text():
-    program = hlo.Program(TEXT)
-    fusion, product, reduced = program.kernels
-    assert fusion.runs == 4
-    # One row of the first operand, one index, and nothing of what is updated in place.
-    assert fusion.reads == (8 * 16 * 2, 4, 0)
-    # The sums stay on the chip; of the other result one row is written.
-    assert fusion.writes == (0, 8 * 4)
-    assert hlo.Program(TEXT, on_chip=True).kernels[0].writes == (8 * 4, 8 * 4)
-    # Each element has an exponential of its own and one where it is added to the others.
-    assert (fusion.transcendentals, fusion.flops) == (2 * 8 * 16, 8 * 16)
-    assert product.matmuls == (2 * 4 * 32 * 8,)
-    assert product.bytes == 4 * 8 * 4 + 8 * 32 * 2 + 4 * 32 * 4
-    assert reduced.opcode == "all-reduce"
-    assert program.collectives == [hlo.Collective("all-reduce", 1, 4 * 32 * 4)]
-    assert program.total(lambda k: 1) == 6
-    assert not program.opaque
-
-
-# The command.
-
-
-def test_a_missing_compiler_says_how_to_install_it(monkeypatch, capsys):
-    monkeypatch.setattr(targets, "_installed", lambda name: False)
-    for name, extra in (("v5e", "aot-tpu"), ("h100", "aot-gpu")):
-        with pytest.raises(SystemExit):
-            aot.main(["--targets", name, "--cases", "sigmoid_64m"])
-        assert f"pip install 'jaxloss[{extra}]'" in capsys.readouterr().err
-
-
-ROW = {
-    "target": "v5e", "case": "some", "program": "naive", "devices": 1, "fits": False,
-    "temporary_bytes": 5e9,
-}  # fmt: skip
-
-
-def test_what_does_not_fit_is_a_result():
-    message = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (49.35G) exceeds available HBM"
-    assert targets.DoesNotFit(message).needed == 49.35 * 2**30
-    assert "5,000, does not fit" in report.markdown([ROW], {"jax": "1.0"})
-
-
-@pytest.mark.parametrize("name", [target("h100")])
-def test_the_command_writes_rows(name, tmp_path, capsys):
-    path = tmp_path / "rows.json"
-    case, only = "vit_classifier", "jaxloss"
-    rows = aot.main(["--targets", name, "--cases", case, "--programs", only, "--json", str(path)])
-    assert json.loads(path.read_text())["rows"] == rows
-    (row,) = rows
-    assert row["kernels"] and row["moved_bytes"] >= row["output_bytes"]
-    assert case in capsys.readouterr().out

@@ -1,0 +1,3 @@
+from aot import main
+
+main()

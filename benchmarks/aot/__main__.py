@@ -1,3 +1,0 @@
-from benchmarks.aot import main
-
-main()
