@@ -1,4 +1,4 @@
-"""The temporary memory of the large heads, as a picture, in light and in dark."""
+"""The temporary memory of the large heads, as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from aot.measure import Row
-from benchmarks.pictures import COLOURS, THEMES, _figure, _style
+from benchmarks.pictures import COLOURS, _figure, save
 
 # What is drawn, and how; programs of one library in shades of its colour.
 PANELS = {
@@ -70,11 +70,6 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for theme in THEMES:
-        with _style(theme):
-            files.append(folder / f"accelerators-{theme}.svg")
-            memory(rows).savefig(files[-1], metadata={"Date": None})
-    return files
+def draw(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(memory, rows, path)

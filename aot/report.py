@@ -95,7 +95,7 @@ def markdown(rows: Sequence[Row], versions: dict[str, str]) -> str:
 
 def write(rows: Sequence[Row], versions: dict[str, str]) -> None:
     """Put the tables and the picture into the docs."""
-    picture.draw(rows, PAGE.parent / "images")
+    picture.draw(rows, PAGE.parent / "images" / "accelerators.svg")
     start, end = MARKS
     body = re.escape(start) + ".*" + re.escape(end)
     text = start + markdown(rows, versions) + end

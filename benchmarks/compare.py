@@ -56,7 +56,7 @@ def _relative(rows: list[dict[str, Any]]) -> dict[tuple, tuple[float, float]]:
     limits, out = _ours(rows, LIMIT), {}
     for key, row in _ours(rows).items():
         limit = limits[key]
-        spreads = [(r["high"] - r["low"]) / r["seconds"] for r in (row, limit)]
+        spreads = [r["spread"] / r["seconds"] for r in (row, limit)]
         out[key] = row["seconds"] / limit["seconds"], sum(spreads)
     return out
 

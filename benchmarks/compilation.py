@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from benchmarks import programs
-from benchmarks.works import Work
+from benchmarks.memory import shape_of
+from benchmarks.works import TORCH, Work
 
 # An instruction of HLO text: `name = type opcode(operands)`, in any computation.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = \S.*? ([a-z\-]+)\(", re.MULTILINE)
@@ -18,8 +19,8 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[dict[str, Any]]:
     size = work.sizes[0] if quick else work.full
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), work.batch(size))
-    losses = {peer: f for peer, f in work.losses.items() if peer != programs.TORCH}
+    batch = jax.tree.map(shape_of, work.batch(size))
+    losses = {peer: f for peer, f in work.losses.items() if peer != TORCH}
     seconds: dict[str, list[tuple[float, ...]]] = {peer: [] for peer in losses}
     counts: dict[str, dict[str, Any]] = {}
     for _ in range(repeats):
@@ -32,7 +33,7 @@ def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[dict[str,
             seconds[peer].append(stages)
             counts[peer] = counted(text)
     for peer in losses:
-        about = {"loss": work.name, "family": work.family, "mode": "returned", "size": size}
+        about = {"loss": work.name, "size": str(size), "mode": "returned"}
         stages = dict(zip(("trace", "lower", "compile"), _medians(seconds[peer]), strict=False))
         yield {**about, "peer": peer, **stages, **counts[peer]}
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import programs
-from benchmarks.works import Work, works
+from benchmarks.works import TORCH, Work, works
 
-MODES = ("returned", "consumed")
+MODES = (programs.HEADLINE, "consumed", "returned")
 # Of a linear layer: the tokens, features and vocabularies of the curve.
 TOKENS, FEATURES, VOCABULARIES = 8192, 2048, (2**13, 2**14, 2**15, 2**16, 2**17, 2**18)
 
@@ -24,16 +24,17 @@ TOKENS, FEATURES, VOCABULARIES = 8192, 2048, (2**13, 2**14, 2**15, 2**16, 2**17,
 def rows(work: Work, *, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Compiled bytes of each library's program."""
     size = work.sizes[0] if quick else work.full
-    batch = jax.tree.map(_shape, work.batch(size))
+    predictions = sum(a.nbytes for a in jax.tree.leaves(work.batch(size)[0]))
     for mode in MODES:
-        for peer, loss in work.losses.items():
-            if peer == programs.TORCH:
-                continue
-            about = {"loss": work.name, "family": work.family, "mode": mode, "size": size}
-            yield {**about, "peer": peer, **_compiled(loss, mode, batch)}
+        batch = jax.tree.map(shape_of, work.batch(size, mode))
+        about = {"loss": work.name, "size": str(size), "mode": mode}
+        for peer in work.losses:
+            if peer != TORCH:
+                compiled = _compiled(work.loss(peer, mode), mode, batch)
+                yield {**about, "peer": peer, "predictions": predictions, **compiled}
 
 
-def _shape(a: Any) -> jax.ShapeDtypeStruct:
+def shape_of(a: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
@@ -44,11 +45,7 @@ def _compiled(loss: Any, mode: str, batch: Any) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"[:200]}
     if memory is None:
         return {"error": "the compiler does not say"}
-    return {
-        "temporary": memory.temp_size_in_bytes,
-        "output": memory.output_size_in_bytes,
-        "argument": memory.argument_size_in_bytes,
-    }
+    return {"temporary": memory.temp_size_in_bytes}
 
 
 def vocabulary(work: Work, *, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -58,7 +55,7 @@ def vocabulary(work: Work, *, quick: bool = False) -> Iterator[dict[str, Any]]:
         weight = jax.ShapeDtypeStruct((FEATURES, classes), jnp.bfloat16)
         batch = (hidden, weight), jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
         for peer, loss in work.losses.items():
-            if peer != programs.TORCH:
+            if peer != TORCH:
                 about = {"loss": work.name, "peer": peer, "vocabulary": classes}
                 yield {**about, **_compiled(loss, "returned", batch)}
 
@@ -67,10 +64,10 @@ def peaks(work: Work, *, quick: bool = False) -> Iterator[dict[str, Any]]:
     """The peak of a training step, each in a process of its own, above what the inputs take."""
     size = work.sizes[0] if quick else work.full
     for peer in work.losses:
-        command = [sys.executable, "-m", "benchmarks.memory", work.name, peer, str(size)]
+        command = [sys.executable, "-m", "benchmarks.memory", work.name, peer, size.name]
         root = Path(__file__).parents[1]
         ran = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-        about = {"loss": work.name, "family": work.family, "peer": peer, "size": size}
+        about = {"loss": work.name, "size": str(size), "peer": peer}
         if ran.returncode:
             yield {**about, "error": ran.stderr.strip().splitlines()[-1][:200]}
         else:
@@ -94,14 +91,15 @@ def process_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _peak_of(name: str, peer: str, size: int) -> dict[str, int]:
+def _peak_of(name: str, peer: str, size: str) -> dict[str, int]:
     """Run one step in this process: of the device if it counts, else of the process."""
 
     def peak() -> int:
         return _device_peak() or process_peak()
 
     (work,) = works([name])
-    small, batch = work.batch(work.sizes[0]), work.batch(size)
+    (of_size,) = (of for of in work.sizes if of.name == size)
+    small, batch = work.batch(work.sizes[0]), work.batch(of_size)
     loss = work.losses[peer]
     # What the libraries themselves load and compile is there before.
     programs.runner(peer, loss, "step", small)()
@@ -112,4 +110,4 @@ def _peak_of(name: str, peer: str, size: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_peak_of(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(_peak_of(*sys.argv[1:])))

@@ -54,7 +54,7 @@ def rows(case: Case, *, repeats: int) -> Iterator[dict[str, Any]]:
     # Alone: its operands, some as large as the logits, would be in the others' way.
     seconds |= speed.interleaved({programs.LIMIT: _limit(case, batch)}, repeats)
     for name, of in seconds.items():
-        about[name] |= speed.quartiles(of)
+        about[name] |= speed.middle(of)
     yield from about.values()
 
 

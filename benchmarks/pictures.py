@@ -1,19 +1,19 @@
-"""The pictures of a report, each in light and in dark, as SVG."""
+"""The pictures of a report as SVG, dark where the page is that shows them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import io
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.programs import LIMIT, TORCH
-from benchmarks.speed import GROWN, best_peer
-from benchmarks.works import NAIVE, OURS
+from benchmarks.programs import HEADLINE, LIMIT, MODES
+from benchmarks.speed import best_peer
+from benchmarks.works import LARGE, NAIVE, OURS, TORCH
 
 Rows = list[dict[str, Any]]
 Data = dict[str, Any]
@@ -29,54 +29,88 @@ COLOURS = {
     TORCH: "#882255",
     LIMIT: "#56B4E9",
 }
-THEMES = {
-    "light": {"page": "#ffffff", "ink": "#24292f", "faint": "#d0d7de"},
-    "dark": {"page": "#0d1117", "ink": "#e6edf3", "faint": "#30363d"},
+TITLES = {
+    "layer": "Value, and gradient by the weight of a last layer",
+    "consumed": "Value and gradient, consumed in the same jit",
+    "returned": "Value and gradient",
+    "step": "A step of optax",
+    "forward": "Value",
 }
-TIMES = "time of jaxloss / time of the fastest other JAX library"
+LIGHT = {"page": "#ffffff", "ink": "#24292f", "faint": "#d0d7de"}
+DARK = {"page": "#0d1117", "ink": "#e6edf3", "faint": "#30363d"}
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": LIGHT["page"],
+    "axes.facecolor": LIGHT["page"],
+    "savefig.facecolor": LIGHT["page"],
+    "text.color": LIGHT["ink"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["faint"],
+    "xtick.color": LIGHT["ink"],
+    "ytick.color": LIGHT["ink"],
+    "grid.color": LIGHT["faint"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxloss",  # The same rows make the same file.
+}
+# How the sizes are drawn.
+MARKS = {
+    "small": ("o", "#56B4E9"),
+    "few classes": ("v", "#E69F00"),
+    "middle": ("s", "#009E73"),
+    "1000 classes": ("D", "#D55E00"),
+    LARGE: ("o", "#0072B2"),
+    "largest": ("^", "#CC79A7"),
+}
 
 
-@contextmanager
-def _style(theme: str) -> Iterator[None]:
-    page, ink, faint = (THEMES[theme][k] for k in ("page", "ink", "faint"))
-    settings: dict[Any, Any] = {
-        "figure.facecolor": page,
-        "axes.facecolor": page,
-        "savefig.facecolor": page,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": faint,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "grid.color": faint,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "font.size": 10,
-        "font.family": "sans-serif",
-        "svg.fonttype": "none",
-        "svg.hashsalt": "jaxloss",  # The same rows make the same file.
-    }
-    with mpl.rc_context(settings):
-        yield
-
-
-def draw(data: Data, folder: Path) -> dict[str, dict[str, Path]]:
-    """Write what there are rows for; the files, by picture and theme."""
+def draw(data: Data, folder: Path) -> dict[str, Path]:
+    """Write what there are rows for; the files, by picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, dict[str, Path]] = {}
-    for name, (kinds, picture) in PICTURES.items():
-        if not all(data.get(kind) for kind in kinds):
-            continue
-        for theme in THEMES:
-            with _style(theme):
-                figure = picture(*(data[kind] for kind in kinds))
-                path = folder / f"{name}-{theme}.svg"
-                figure.savefig(path, metadata={"Date": None})
-                files.setdefault(name, {})[theme] = path
+    files: dict[str, Path] = {}
+    for name, (kind, picture) in PICTURES.items():
+        if data.get(kind):
+            files[name] = folder / f"{name}.svg"
+            save(picture, data[kind], files[name])
     return files
+
+
+def save(picture: Callable[..., Figure], rows: Any, path: Path) -> None:
+    with mpl.rc_context(STYLE):
+        text = io.StringIO()
+        picture(rows).savefig(text, format="svg", metadata={"Date": None})
+    path.write_text(dark_too(smaller(text.getvalue())))
+
+
+def smaller(svg: str) -> str:
+    """Without digits that cannot be seen, indents, and a style of its own for each dot."""
+
+    def with_one_style(dots: re.Match[str]) -> str:
+        styles = set(re.findall(r' style="[^"]*"', dots[2]))
+        style = styles.pop()
+        return dots[0] if styles else f"{dots[1]}{style}>{dots[2].replace(style, '')}"
+
+    def rounded(tag: re.Match[str]) -> str:
+        return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
+
+    svg = re.sub(r"\n +", "\n", re.sub(r"<[^>]*>", rounded, svg))
+    return re.sub(r'(<g clip-path="[^"]*")>((?:\s*<use [^>]*>)+)', with_one_style, svg)
+
+
+def dark_too(svg: str) -> str:
+    """With the other theme's colours for a dark page."""
+    rules = (
+        f'[style*="{of}: {LIGHT[name]}"] {{ {of}: {DARK[name]} !important }}'
+        for name in LIGHT
+        for of in ("fill", "stroke")
+    )
+    style = "\n".join(("<style>@media (prefers-color-scheme: dark) {", *rules, "}</style>"))
+    return svg.replace("<defs>", f"{style}\n<defs>", 1)
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
@@ -84,106 +118,78 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(**grid)
 
 
-def of_mode(rows: Rows, mode: str) -> dict[str, Rows]:
-    """Rows of that mode, at the size timed in full, by loss."""
-    full = {row["loss"]: row["size"] for row in rows if row["mode"] != GROWN}
+def headline(rows: Rows) -> str:
+    """The first mode of `MODES` that the rows have: those of before have no layer."""
+    return next((m for m in MODES if any(r["mode"] == m for r in rows)), HEADLINE)
+
+
+def full(rows: Rows) -> str:
+    """The size that is timed in full, which is the large one but in a quick run."""
+    return LARGE if any(r["at"] == LARGE for r in rows) else rows[0]["at"]
+
+
+def of_mode(rows: Rows, mode: str, at: str) -> dict[str, Rows]:
+    """Rows of that mode and size, by loss."""
     by_loss: dict[str, Rows] = {}
     for row in rows:
-        if row["mode"] == mode and row["size"] == full.get(row["loss"], row["size"]):
+        if row["mode"] == mode and row["at"] == at:
             by_loss.setdefault(row["loss"], []).append(row)
     return by_loss
 
 
-def _row(rows: Rows, peer: str) -> dict[str, Any]:
-    return next((r for r in rows if r["peer"] == peer), {})
+def ratios(rows: Rows, mode: str, at: str) -> dict[str, float]:
+    """Of each loss that another JAX library has, our time by the fastest one's."""
+    best = {loss: best_peer(of) for loss, of in of_mode(rows, mode, at).items()}
+    return {loss: row["ours_by_theirs"] for loss, row in best.items() if row}
+
+
+def _of_naive(rows: Rows, mode: str, at: str) -> dict[str, float]:
+    return {
+        loss: row["ours_by_theirs"]
+        for loss, of in of_mode(rows, mode, at).items()
+        for row in of
+        if row["peer"] == NAIVE and "ours_by_theirs" in row
+    }
 
 
 def speed(rows: Rows) -> Figure:
-    """Our time relative to the best JAX peer's, or to the naive formula's."""
-    groups = of_mode(rows, "consumed")
-    best = {loss: best_peer(of) for loss, of in groups.items()}
-    ours = {loss: row["ours_by_theirs"] for loss, row in best.items() if row}
-    naive = {loss: _row(of, NAIVE).get("ours_by_theirs", 0.0) for loss, of in groups.items()}
+    """Our time relative to the best JAX peer's at every size, or to the naive formula's."""
+    mode, most = headline(rows), full(rows)
+    at_sizes = {at: ratios(rows, mode, at) for at in MARKS}
+    ours, naive = at_sizes[most], _of_naive(rows, mode, most)
     order = sorted(ours, key=lambda loss: ours[loss])
-    alone = sorted((n for n in groups if n not in ours and naive[n]), key=lambda n: naive[n])
-    names = [*order, *alone]
+    names = [*order, *sorted(naive.keys() - ours.keys(), key=lambda loss: naive[loss])]
     figure, axes = _figure(9, 1.4 + 0.21 * len(names))
-    y = np.arange(len(names))
-    peers = [row["peer"] for n in order if (row := best[n])]
-    for peer in dict.fromkeys(peers):
-        at = [i for i, p in enumerate(peers) if p == peer]
-        values = [ours[order[i]] for i in at]
-        axes.barh(at, np.array(values) - 1, left=1, color=COLOURS[peer], label=f"of {peer}'s")
-    known = [(i, naive[n]) for i, n in enumerate(names) if naive[n]]
-    axes.plot(
-        [v for _, v in known],
-        [i for i, _ in known],
-        "o",
-        ms=4,
-        color=COLOURS[NAIVE],
-        label="of the naive formula's",
-    )
-    _ratio_axis(axes, "x")
-    axes.set_yticks(y, names, fontsize=8)
+    for at, (mark, colour) in MARKS.items():
+        known = [(of, names.index(loss)) for loss, of in at_sizes[at].items() if loss in names]
+        if known:
+            x, y = np.array(known).T
+            size = 7 if at == most else 5
+            axes.plot(x, y, mark, ms=size, color=colour, label=f"of the best peer's, {at}")
+    known = [(naive[loss], i) for i, loss in enumerate(names) if loss in naive]
+    if known:
+        x, y = np.array(known).T
+        label = f"of the naive formula's, {most}"
+        axes.plot(x, y, "|", ms=8, mew=1.6, color=COLOURS[NAIVE], label=label)
+    axes.axvline(1, color=mpl.rcParams["text.color"], lw=1.2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
     axes.set_xlabel("time of jaxloss as a fraction; left of 1 is faster (log scale)")
-    mean = geometric_mean(list(ours.values()))
     figure.suptitle(
-        f"Value and gradient, consumed in the same jit: geometric mean over the {len(order)}\n"
-        f"losses that another JAX library has: {mean:.2f} of the fastest one's time",
+        f"{TITLES[mode]}: geometric mean over the {len(order)} losses that another\n"
+        f"JAX library has: {geometric_mean(ours.values()):.2f} of the fastest one's time, {most}",
         fontsize=11,
     )
     axes.legend(loc="lower left", fontsize=8)
     return figure
 
 
-def geometric_mean(ratios: list[float]) -> float:
-    return float(np.exp(np.mean(np.log(ratios)))) if ratios else float("nan")
-
-
-def _ratio_axis(axes: Axes, which: str) -> None:
-    line, scale = (
-        (axes.axvline, axes.set_xscale) if which == "x" else (axes.axhline, axes.set_yscale)
-    )
-    scale("log")
-    line(1, color=mpl.rcParams["text.color"], lw=1.2)
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def growth(rows: Rows) -> Figure:
-    """Microseconds against the size of the batch."""
-    rows = [r for r in rows if r["mode"] == GROWN]
-    names = list(dict.fromkeys(r["loss"] for r in rows))
-    columns = 6
-    lines = -(-len(names) // columns)
-    figure, grid = _figure(13, 1 + 1.55 * lines, nrows=lines, ncols=columns, squeeze=False)
-    seen: dict[str, Any] = {}
-    for axes, name in zip(grid.flat, names, strict=False):
-        for peer in COLOURS:
-            mine = sorted(
-                (r["size"], r["seconds"])
-                for r in rows
-                if r["loss"] == name and r["peer"] == peer and r["equal"] and "seconds" in r
-            )
-            if mine:
-                size, seconds = np.array(mine).T
-                style = {"lw": 2.2, "zorder": 3} if peer == OURS else {"lw": 1.2}
-                dashes = "--" if peer == LIMIT else "-"
-                (seen[peer],) = axes.loglog(
-                    size, 1e6 * seconds, dashes, color=COLOURS[peer], **style
-                )
-        axes.set_title(name, fontsize=7)
-        axes.minorticks_off()
-        axes.tick_params(labelsize=6)
-    for axes in list(grid.flat)[len(names) :]:
-        axes.set_visible(False)
-    figure.supxlabel("size of the batch, as the table of cases counts it", fontsize=9)
-    figure.supylabel("microseconds, value and gradient consumed", fontsize=9)
-    figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=len(seen))
-    return figure
+def geometric_mean(ratios: Iterable[float]) -> float:
+    logs = np.log(list(ratios))
+    return float(np.exp(np.mean(logs))) if logs.size else float("nan")
 
 
 def vocabulary(rows: Rows) -> Figure:
@@ -191,7 +197,7 @@ def vocabulary(rows: Rows) -> Figure:
     figure, axes = _figure(8, 4.6)
     for peer, colour in COLOURS.items():
         mine = sorted(
-            (r["vocabulary"], r["temporary"])
+            (int(r["vocabulary"]), r["temporary"])
             for r in rows
             if r["peer"] == peer and "temporary" in r
         )
@@ -217,13 +223,14 @@ def vocabulary(rows: Rows) -> Figure:
 
 
 def memory(rows: Rows) -> Figure:
-    """Temporary bytes of the compiled program, as multiples of what goes in and out."""
-    rows = [r for r in rows if r["mode"] == "consumed" and "temporary" in r]
+    """Temporary bytes of the compiled program, as multiples of the predictions."""
+    mode = headline(rows)
+    rows = [r for r in rows if r["mode"] == mode and "temporary" in r]
     names = list(dict.fromkeys(r["loss"] for r in rows))
     figure, axes = _figure(9, 1.2 + 0.21 * len(names))
     for peer, colour in COLOURS.items():
         at = [
-            (r["temporary"] / r["argument"], names.index(r["loss"]))
+            (r["temporary"] / r["predictions"], names.index(r["loss"]))
             for r in rows
             if r["peer"] == peer
         ]
@@ -235,8 +242,8 @@ def memory(rows: Rows) -> Figure:
     axes.axvline(1, color=mpl.rcParams["text.color"], lw=1.2)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("temporary memory / size of the inputs (log scale; 0.0001 or less at the edge)")
-    axes.set_title("Memory that value and consumed gradient need", loc="left", fontsize=11)
+    axes.set_xlabel("temporary memory / predictions (log scale; 0.0001 or less at the edge)")
+    axes.set_title(f"{TITLES[mode]}: memory", loc="left", fontsize=11)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.9))
     return figure
 
@@ -289,12 +296,11 @@ def compilation(rows: Rows) -> Figure:
     return figure
 
 
-# By name: the kinds of rows that it needs, and what draws it.
-PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
-    "speed": (("speed",), speed),
-    "growth": (("speed",), growth),
-    "vocabulary": (("vocabulary",), vocabulary),
-    "memory": (("memory",), memory),
-    "ulps": (("exactness",), ulps),
-    "compile": (("compile",), compilation),
+# By name: the kind of rows that it needs, and what draws it.
+PICTURES: dict[str, tuple[str, Callable[..., Figure]]] = {
+    "speed": ("speed", speed),
+    "vocabulary": ("vocabulary", vocabulary),
+    "memory": ("memory", memory),
+    "ulps": ("exactness", ulps),
+    "compile": ("compile", compilation),
 }

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.works import OURS, Work
+from benchmarks import layers
+from benchmarks.works import OURS, TORCH, Size, Work
 
 Program = Callable[..., Any]
 K = TypeVar("K")
 T = TypeVar("T")
 
 RATE = 0.1
-TORCH = "torch"
 LIMIT = "limit"
 
 
@@ -52,7 +52,7 @@ def returned(loss: Program) -> Program:
 
 
 def consumed(loss: Program) -> Program:
-    """The value and the gradient, which is used where it is made, as by a layer below."""
+    """The value, and the sum of the squares of the gradient."""
 
     def program(x, y):
         value, gradient = jax.value_and_grad(mean_of(loss))(x, y)
@@ -75,7 +75,15 @@ def step(loss: Program) -> Program:
     return program
 
 
-MODES = {"forward": forward, "returned": returned, "consumed": consumed, "step": step}
+# The first is the headline: of a loss over a layer, whose weights take the predictions' place.
+HEADLINE = "layer"
+MODES = {
+    HEADLINE: returned,
+    "consumed": consumed,
+    "returned": returned,
+    "step": step,
+    "forward": forward,
+}
 
 
 def lowered(loss: Program, mode: str, batch: tuple[Any, Any]) -> jax.stages.Lowered:
@@ -160,10 +168,12 @@ def runner(peer: str, loss: Program, mode: str, batch: tuple[Any, Any]) -> Run:
     return preparation(peer, loss, mode, batch)()
 
 
-def limit(work: Work, size: int, mode: str, batch: tuple[Any, Any]) -> Run:
+def limit(work: Work, size: Size, mode: str, batch: tuple[Any, Any]) -> Run:
     """What cannot be saved: the matmuls; or to read what there is and write the gradient."""
-    if work.matmuls is not None:
-        shapes = work.matmuls(size)
+    shapes = list(work.matmuls(size.rows)) if work.matmuls is not None else []
+    if mode == HEADLINE and work.layered:
+        shapes += layers.matmuls(batch)
+    if shapes:
         return matmuls([*shapes[:1], *shapes[3:]] if mode == "forward" else shapes, jnp.float32)
     writes = len(jax.tree.leaves(batch[0])) if mode in ("returned", "step") else 0
     return stream(jax.tree.leaves(batch), writes)
@@ -209,6 +219,17 @@ def differences(runs: dict[str, Run | Exception]) -> dict[str, float | str]:
         except Exception as error:  # A peer that fails is a result too.
             out[peer] = brief(error)
     return out
+
+
+def further(a: dict[str, float | str], b: dict[str, float | str]) -> dict[str, float | str]:
+    """Of each library the larger difference, or why there is none."""
+
+    def larger(u: float | str, v: float | str) -> float | str:
+        if isinstance(u, str) or isinstance(v, str):
+            return u if isinstance(u, str) else v
+        return max(u, v)
+
+    return {peer: larger(a.get(peer, 0.0), of) for peer, of in b.items()}
 
 
 def brief(error: Exception) -> str:

@@ -10,14 +10,14 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from benchmarks import pictures, programs
-from benchmarks.pictures import Data, Rows, geometric_mean, of_mode
-from benchmarks.speed import EQUAL, GROWN, best_peer
-from benchmarks.works import OURS
+from benchmarks.pictures import Data, Rows, geometric_mean, of_mode, ratios
+from benchmarks.speed import EQUAL, best_peer, equal
+from benchmarks.works import NAIVE, OURS
 
 README = Path(__file__).parents[1] / "README.md"
 MARKS = "<!-- facts -->\n", "<!-- /facts -->"
-# Slower than this, and a loss is listed as lost.
-LOST = 1.05
+# Slower than this, by the best JAX peer's time and by the naive formula's, and a loss has lost.
+LOST, LOST_TO_NAIVE = 1.1, 1.5
 
 # Of what peers get wrong, what the README shows.
 SHOWN = (
@@ -38,13 +38,19 @@ th, td { border-bottom: 1px solid #8884; padding: 0.2rem 0.6rem; text-align: rig
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }"""
 
+MODES = (
+    "`layer` is what a training step does: the value, and the gradient by the weight of a last "
+    "layer `h @ W` of 32 features, whose outputs the loss takes; the linear losses have their own "
+    "layer. `returned` gives the gradient by the predictions as a fresh array, `step` what one of "
+    "optax's steps makes of them, `forward` the value alone. `consumed` adds up the squares of "
+    "the gradient, which flatters us: our programs need not write it then, while a layer's matmul "
+    "would have to read it from memory."
+)
 ABOUT = {
-    "speed": "Bars end at our time relative to the fastest other JAX library of equal result; the "
-    "line at 1 is that library. Losses that no other has have the naive formula's dot only. On a "
-    "CPU the arrays are larger than the 32 MB up to which glibc may keep memory from run to run. "
-    "Programs that write arrays, as most of the peers' do, take two to three times as long for it: "
-    "at smaller sizes, where it is kept, they are closer to ours, or faster.",
-    "growth": "The dashed line is the limit: to read the inputs once, or the bare matmuls.",
+    "speed": "Left of the line at 1 we are faster than the fastest other JAX library of equal "
+    "result. Losses that no other has have the naive formula's mark only. Programs that write "
+    "arrays, as most of the peers' do, take two to three times as long for those of more than "
+    "32 MB, as the large ones are: glibc may keep smaller ones from run to run.",
     "vocabulary": "Compiled from shapes alone.",
     "memory": "What the compiled program needs beside its inputs and outputs.",
     "ulps": "Errors at the exact points of the case table, against mpmath, on the condition "
@@ -63,15 +69,16 @@ def write(data: Data, folder: Path) -> Path:
     return path
 
 
-def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
+def _parts(data: Data, files: dict[str, Path]) -> Iterable[str]:
     yield f"# Benchmarks on a {data['machine']['device'].upper()}"
     yield _machine(data)
     if data.get("speed"):
-        yield "## Speed\n\n" + "\n\n".join(_geometric(data["speed"]))
+        yield "## Speed"
+        yield MODES
+        yield from _summary(data["speed"])
         yield _picture(files, "speed")
         yield _lost(data["speed"])
         yield _unequal(data["speed"])
-    yield _picture(files, "growth")
     if data.get("models"):
         yield "## Sizes of models\n\n" + _models(data["models"])
     if data.get("memory"):
@@ -95,7 +102,6 @@ def _parts(data: Data, files: dict[str, dict[str, Path]]) -> Iterable[str]:
 def write_readme(data: Data, folder: Path) -> None:
     """The README's section of facts: machine, picture, ratios, and some of peers' errors."""
     here = folder.resolve().relative_to(README.parent).as_posix()
-    files = {"speed": {theme: Path(f"{here}/speed-{theme}.svg") for theme in pictures.THEMES}}
     m, versions = data["machine"], data["machine"]["packages"]
     parts = [
         f"On a {m['device'].upper()} ({m['cores']} cores), jax {versions['jax']}, by `python -m "
@@ -103,8 +109,9 @@ def write_readme(data: Data, folder: Path) -> None:
         f"compilation, and where we lose; "
         f"[docs/accelerators.md](docs/accelerators.md) has TPUs, by their compilers, and an H100, "
         f"by its compiler and measured.",
-        _picture(files, "speed", folder=f"{here}/"),
-        *_geometric(data["speed"]),
+        _picture({"speed": folder / "speed.svg"}, "speed", folder=f"{here}/"),
+        *_summary(data["speed"]),
+        MODES,
         _some_failures(data["failures"]),
     ]
     start, end = MARKS
@@ -145,66 +152,71 @@ def _machine(data: Data) -> str:
     )
 
 
-def _picture(files: dict[str, dict[str, Path]], name: str, folder: str = "") -> str:
+def _picture(files: dict[str, Path], name: str, folder: str = "") -> str:
     if name not in files:
         return ""
-    light, dark = (folder + files[name][theme].name for theme in ("light", "dark"))
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{name}" src="{light}"></picture>\n\n{ABOUT[name]}'
-    )
+    return f"![{name}]({folder}{files[name].name})\n\n{ABOUT[name]}"
 
 
-def ratios(rows: Rows, mode: str) -> dict[str, float]:
-    """Of each loss that another JAX library has, our time by the fastest one's."""
-    best = {loss: best_peer(of) for loss, of in of_mode(rows, mode).items()}
-    return {loss: row["ours_by_theirs"] for loss, row in best.items() if row}
+def sizes(rows: Rows) -> list[str]:
+    """Their names, in the order of the pictures."""
+    return [at for at in pictures.MARKS if any(r["at"] == at for r in rows)]
 
 
-def _geometric(rows: Rows) -> Iterable[str]:
+def _summary(rows: Rows) -> Iterable[str]:
+    """Of each mode and size, how we stand with the other JAX libraries."""
     lines = []
-    settings = {mode: ratios(rows, mode) for mode in programs.MODES}
-    for size in _sizes(rows)[:-1]:
-        at_size = [r for r in rows if r["mode"] == GROWN and r["size"] == size]
-        settings[f"{GROWN}, of {size:,} numbers"] = ratios(at_size, GROWN)
-    for name, of in settings.items():
-        if of:
-            faster = sum(r <= 1 for r in of.values())
-            worst = max(of, key=lambda loss: of[loss])
-            lines.append(
-                (name, len(of), f"{geometric_mean(list(of.values())):.2f}", faster,
-                 f"{of[worst]:.2f} ({worst})")
-            )  # fmt: skip
-    yield table(
-        ("gradient", "losses", "geometric mean of our time / best JAX peer's", "faster", "worst"),
-        lines,
-    )
+    for mode in programs.MODES:
+        for at in sizes(rows):
+            if of := ratios(rows, mode, at):
+                worst = max(of, key=lambda loss: of[loss])
+                above = sum(ratio > LOST for ratio in of.values())
+                mean, last = f"{geometric_mean(of.values()):.2f}", f"{of[worst]:.2f} ({worst})"
+                lines.append((mode, at, len(of), mean, above, last))
+    headers = "mode", "size", "losses", "geometric mean", f"above {LOST}", "worst"
+    yield table(headers, lines)
+    yield "Our time by that of the fastest other JAX library. " + _about_sizes(rows)
 
 
-def _sizes(rows: Rows) -> list[int]:
-    """The sizes that most losses are timed at."""
-    counted = Counter(r["size"] for r in rows if r["mode"] == GROWN and r["peer"] == OURS)
-    return sorted(size for size, n in counted.items() if 2 * n > max(counted.values()))
+def _about_sizes(rows: Rows) -> str:
+    """Of each, what many losses have there; those of whole models have batches of their own."""
+    ours = {(r["loss"], r["at"], r["size"]) for r in rows if r["peer"] == OURS}
+    many = len({loss for loss, _, _ in ours}) / 5
+    seen = Counter((at, size) for _, at, size in ours)
+    of = {at: [size for (a, size), n in seen.items() if a == at and n > many] for at in sizes(rows)}
+    shapes = "; ".join(f"{at} {' or '.join(sorted(of[at]))}" for at in of if of[at])
+    return f"Sizes: {shapes}. Losses of whole models have batches of their own."
 
 
 def _lost(rows: Rows) -> str:
     """Where another library, or the naive formula, is faster."""
     lines = []
     for mode in programs.MODES:
-        for loss, of in of_mode(rows, mode).items():
-            for row in of:
-                slower = row.get("ours_by_theirs", 0) > LOST and row["equal"]
-                if slower and row["peer"] not in (OURS, programs.LIMIT):
-                    lines.append((loss, mode, row["peer"], f"{row['ours_by_theirs']:.2f}"))
+        for at in sizes(rows):
+            for loss, of in of_mode(rows, mode, at).items():
+                for row in _ahead(of):
+                    ratio = f"{row['ours_by_theirs']:.2f}"
+                    lines.append((loss, mode, at, row["size"], row["peer"], ratio))
+    limits = f"{LOST} of the best JAX peer's time, or above {LOST_TO_NAIVE} of the naive formula's"
     if not lines:
-        return f"Nothing else is faster by more than {LOST - 1:.0%}."
+        return f"Nowhere are we above {limits}."
     lines.sort(key=lambda line: -float(line[-1]))
-    return "### Where we lose\n\n" + table(("loss", "gradient", "to", "our time / theirs"), lines)
+    headers = "loss", "mode", "size", "", "to", "our time / theirs"
+    return f"### Where we lose\n\nAbove {limits}.\n\n" + table(headers, lines)
+
+
+def _ahead(rows: Rows) -> Iterable[dict[str, Any]]:
+    """Of one loss, mode and size, the rows of those who are faster by so much."""
+    best = best_peer(rows)
+    naive = [r for r in rows if r["peer"] == NAIVE and equal(r)]
+    for row, limit in ((best, LOST), *((r, LOST_TO_NAIVE) for r in naive)):
+        if row and row.get("ours_by_theirs", 0) > limit:
+            yield row
 
 
 def _unequal(rows: Rows) -> str:
     """Results of peers that differ from ours, or that failed: not counted."""
-    lines = {(r["loss"], r["peer"], _difference(r["difference"])) for r in rows if not r["equal"]}
+    lines = {(r["loss"], r["peer"], _difference(r["difference"])) for r in rows if not equal(r)}
     if not lines:
         return ""
     return "### Not counted, because the results differ from ours\n\n" + table(
@@ -220,26 +232,21 @@ def _difference(difference: float | str) -> str:
 def _times(rows: Rows) -> Iterable[str]:
     peers = [p for p in pictures.COLOURS if any(r["peer"] == p for r in rows)]
     for mode in programs.MODES:
-        groups = of_mode(rows, mode)
-        if groups:
+        for at in sizes(rows):
             lines = []
-            for loss, of in groups.items():
+            for loss, of in of_mode(rows, mode, at).items():
                 by_peer = {r["peer"]: r for r in of}
                 lines.append([loss, of[0]["size"], *(_time(by_peer.get(p)) for p in peers)])
-            yield (
-                f"### Gradient {mode}, milliseconds"
-                if mode != "forward"
-                else ("### Value alone, milliseconds")
-            )
-            yield table(["loss", "size", *peers], lines)
+            if lines:
+                yield f"### {mode.capitalize()}, {at}, milliseconds"
+                yield table(["loss", "size", *peers], lines)
 
 
 def _time(row: dict[str, Any] | None) -> str:
     if row is None or "seconds" not in row:
         return "" if row is None else "failed"
-    half = (row["high"] - row["low"]) / 2
-    mark = "" if row["equal"] else " (differs)"
-    return f"{1e3 * row['seconds']:.3g} ± {1e3 * half:.1g}{mark}"
+    mark = "" if equal(row) else " (differs)"
+    return f"{1e3 * row['seconds']:.3g} ± {1e3 * row['spread'] / 2:.1g}{mark}"
 
 
 def _models(rows: Rows) -> str:
@@ -252,7 +259,7 @@ def _models(rows: Rows) -> str:
         numbers = (f"{r[k] / 1e6:,.0f}" if k in r else "" for k in ("temporary", "output"))
         apart = f"{r['difference']:.1g}" if "difference" in r else ""
         of_limit = f"{r['seconds'] / limits[r['case']]:.2f}"
-        return [r["case"], r["program"], _time({**r, "equal": True}), of_limit, *numbers, apart]
+        return [r["case"], r["program"], _time({**r, "difference": 0.0}), of_limit, *numbers, apart]
 
     headers = ("case", "program", "ms", "of the limit", "temporary MB", "output MB", "difference")
     about = (
@@ -304,11 +311,11 @@ def _sizes_of_programs(rows: Rows) -> str:
 
 def _html(text: str, folder: Path) -> str:
     def inlined(match: re.Match[str]) -> str:
-        image = base64.b64encode((folder / match[2]).read_bytes()).decode()
-        return f'{match[1]}="data:image/svg+xml;base64,{image}"'
+        image = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/svg+xml;base64,{image}"'
 
     body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
-    body = re.sub(r'(src|srcset)="([\w-]+\.svg)"', inlined, body)
+    body = re.sub(r'src="([\w-]+\.svg)"', inlined, body)
     title = text.splitlines()[0].lstrip("# ")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'

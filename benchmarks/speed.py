@@ -15,71 +15,81 @@ from typing import Any
 import numpy as np
 
 from benchmarks import programs
-from benchmarks.programs import Run
-from benchmarks.works import NAIVE, OURS, Work, on_cpu
+from benchmarks.programs import HEADLINE, Run
+from benchmarks.works import NAIVE, OURS, TORCH, Size, Work, on_cpu
 
 # Of a gradient, by its largest entry: sums in another order differ by less.
 EQUAL = 1e-3
 SHORTEST = 2e-3  # seconds of one timed run, which repeats the program until then
 LONG = 0.5  # seconds from which on a run needs no other before it
 LONGEST = 5.0  # seconds from which on three turns are enough
-# The mode whose results are compared, and the mode that is timed at every size.
-CHECKED, GROWN = "returned", "consumed"
+# Besides the headline, the mode whose results are compared.
+CHECKED = "returned"
+
+Row = dict[str, Any]
 
 
-def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Every mode at one size, and the other sizes with the gradient consumed."""
+def rows(work: Work, *, repeats: int, quick: bool = False) -> Iterator[Row]:
+    """Every mode at one size, the headline at all of them."""
     full = work.sizes[0] if quick else work.full
-    sizes = [full] if quick else work.sizes
-    settings = [(CHECKED, full), *((GROWN, size) for size in sizes)]
-    if not quick:
-        settings += [(mode, full) for mode in programs.MODES if mode not in (CHECKED, GROWN)]
-    batches = {size: work.batch(size) for size in sizes}
-    runs = runners(work, settings, batches)
-    apart = programs.differences(runs[CHECKED, full])
-    for mode, size in settings[1 if quick else 0 :]:
-        yield from _timed(work, size, mode, batches[size], runs[mode, size], apart, repeats)
+    sizes = [full] if quick else [full, *(size for size in work.sizes if size != full)]
+    apart: dict[str, float | str] = {}
+    for size in sizes:
+        modes = [HEADLINE] if quick else modes_at(work, size)
+        compared = [HEADLINE, CHECKED] if size == full else []
+        batches = {HEADLINE: work.batch(size, HEADLINE)}
+        if others := {*modes, *compared} - {HEADLINE}:
+            batches |= dict.fromkeys(others, work.batch(size))
+        runs = runners(work, batches)
+        for mode in compared:
+            apart = programs.further(apart, programs.differences(runs[mode]))
+        for mode in modes:
+            yield from _timed(work, size, mode, batches[mode], runs[mode], apart, repeats)
 
 
-Setting = tuple[str, int]
+def modes_at(work: Work, size: Size) -> list[str]:
+    """All where the loss is timed in full; the value alone at the two larger of its three sizes."""
+    if size == work.full:
+        return list(programs.MODES)
+    return [HEADLINE, "forward"] if size in work.sizes[1:3] else [HEADLINE]
 
 
 def runners(
-    work: Work, settings: list[Setting], batches: dict[int, tuple[Any, Any]]
-) -> dict[Setting, dict[str, Run | Exception]]:
-    """Each library's program of each mode and size, or why it has none; compiled side by side."""
+    work: Work, batches: Mapping[str, tuple[Any, Any]]
+) -> dict[str, dict[str, Run | Exception]]:
+    """By mode, each library's program, or why it has none; compiled side by side."""
     prepare = {
-        (mode, size, peer): partial(programs.preparation, peer, loss, mode, batches[size])
-        for mode, size in settings
-        for peer, loss in work.losses.items()
+        (mode, peer): partial(programs.preparation, peer, work.loss(peer, mode), mode, batch)
+        for mode, batch in batches.items()
+        for peer in work.losses
     }
     runs = programs.side_by_side(prepare)
-    return {setting: {peer: runs[*setting, peer] for peer in work.losses} for setting in settings}
+    return {mode: {peer: runs[mode, peer] for peer in work.losses} for mode in batches}
 
 
-def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[dict[str, Any]]:
+def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[Row]:
     runs = {peer: run for peer, run in runs.items() if not isinstance(run, Exception)}
     runs = {peer: run for peer, run in runs.items() if not isinstance(apart[peer], str)}
     runs[programs.LIMIT] = programs.limit(work, size, mode, batch)
     seconds = interleaved(runs, repeats)
-    about = {"loss": work.name, "family": work.family, "mode": mode, "size": size}
+    about = {"loss": work.name, "at": size.name, "size": str(size), "mode": mode}
     for peer in [*work.losses, programs.LIMIT]:
-        difference = apart.get(peer, 0.0)
-        row = {**about, "peer": peer, "difference": difference, "equal": equal(difference)}
+        row = {**about, "peer": peer, "difference": apart.get(peer, 0.0)}
         if peer in seconds:
             ratio = np.median(seconds[OURS] / seconds[peer])
-            row |= {**quartiles(seconds[peer]), "ours_by_theirs": ratio}
+            row |= {**middle(seconds[peer]), "ours_by_theirs": ratio}
         yield row
 
 
-def quartiles(seconds: np.ndarray) -> dict[str, float]:
-    """The median, and the spread around it."""
-    names = "low", "seconds", "high"
-    return dict(zip(names, np.quantile(seconds, [0.25, 0.5, 0.75]).tolist(), strict=True))
+def middle(seconds: np.ndarray) -> dict[str, float]:
+    """The median, and the distance of the quartiles around it."""
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
+    return {"seconds": median, "spread": high - low}
 
 
-def equal(difference: float | str) -> bool:
-    return not isinstance(difference, str) and difference <= EQUAL
+def equal(row: Row) -> bool:
+    """Whether it computes what we do."""
+    return not isinstance(row["difference"], str) and row["difference"] <= EQUAL
 
 
 def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
@@ -109,8 +119,8 @@ def _once(run: Run, times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def best_peer(rows: list[dict[str, Any]], jax_only: bool = True) -> dict[str, Any] | None:
-    """Of the rows of one loss, mode and size, the fastest of another library."""
-    excluded = {OURS, NAIVE, programs.LIMIT} | ({programs.TORCH} if jax_only else set())
-    others = [r for r in rows if r["peer"] not in excluded and r["equal"] and "seconds" in r]
+def best_peer(rows: list[Row]) -> Row | None:
+    """Of the rows of one loss, mode and size, the fastest of another JAX library."""
+    excluded = OURS, NAIVE, TORCH, programs.LIMIT
+    others = [r for r in rows if r["peer"] not in excluded and equal(r) and "seconds" in r]
     return min(others, key=lambda r: r["seconds"], default=None)
