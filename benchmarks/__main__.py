@@ -53,6 +53,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "compile": lambda w, a: compilation.rows(w, repeats=1 if a.quick else 3, quick=a.quick)
     },
 }
+REPEATS = 9
 # Enough to see that all of it works.
 QUICK = (
     "sigmoid_binary_cross_entropy",
@@ -67,11 +68,17 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small sizes of a few losses, under a minute")
     add("--loss", action="append", default=[], help="only this one; may be repeated")
     add("--peer", action="append", default=[], help="only this one beside ours; may be repeated")
-    add("--repeats", type=int, default=9, help="timed runs of each program")
+    add("--repeats", type=int, default=REPEATS, help=f"timed runs of each program; {REPEATS}")
     add("--readme", action="store_true", help="put the report's facts into README.md")
-    add("--output", type=Path, default=None, help="the file of results")
+    add("--output", type=Path, default=None, help="the file of results, and its folder's name")
 
-    out = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    out = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="benchmarks/results keeps a file and a report for each kind of device. What "
+        "measures only a part (--quick, --loss, --peer, fewer --repeats) writes to its folder "
+        "partial.",
+    )
     commands = out.add_subparsers(dest="command", title="commands", required=True)
     commands.add_parser("all", parents=[options], help="each of these; the default")
     for name in MEASURES:
@@ -84,6 +91,21 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
     return out
+
+
+def is_partial(args: argparse.Namespace) -> bool:
+    return bool(args.quick or args.loss or args.peer or args.repeats < REPEATS)
+
+
+def path_of(args: argparse.Namespace) -> Path:
+    """Of the results; never of the kept ones where only a part of them is measured."""
+    partial = is_partial(args)
+    path = args.output or results.default_path(partial)
+    if partial and path.resolve().parent == results.KEPT.resolve():
+        raise SystemExit(f"{path} keeps whole results: name another file for a part of them")
+    if partial and args.readme:
+        raise SystemExit("README.md has the facts of a whole run")
+    return path
 
 
 def measure(args: argparse.Namespace, name: str, path: Path, console: Console) -> None:
@@ -150,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, console = parser().parse_args([*([] if named else ["all"]), *argv]), Console()
     if args.command == "compare":
         return show_changes(args.before, args.after, console)
-    path = args.output or results.default_path()
+    path = path_of(args)
     everything = args.command == "all"
     # Peers run, and warn, as they do by default.
     with (

@@ -26,6 +26,7 @@ from benchmarks import (
     speed,
     works,
 )
+from benchmarks.__main__ import REPEATS, parser, path_of
 from benchmarks.works import NAIVE, OURS
 from tests.cases import FIRST_ROWS
 
@@ -241,6 +242,20 @@ def test_rows_are_kept_as_they_were():
             {k: 1.0 if k in columns else v for k, v in full.items()},
             {k: v for k, v in bare.items() if k != "unknown"},
         ]
+
+
+@pytest.mark.parametrize(
+    "options", ["--quick", "--loss=squared_error", "--peer=optax", f"--repeats={REPEATS - 1}"]
+)
+def test_a_part_is_never_written_over_the_whole(options):
+    args = parser().parse_args(["speed", options])
+    assert path_of(args).parent == results.PARTIAL
+    for more in (f"--output={results.default_path()}", "--readme"):
+        with pytest.raises(SystemExit):
+            path_of(parser().parse_args(["speed", options, more]))
+    assert path_of(parser().parse_args(["speed"])).parent == results.KEPT
+    ignored = ["git", "check-ignore", str(results.PARTIAL / "cpu.json")]
+    assert subprocess.run(ignored, cwd=ROOT, capture_output=True).returncode in (0, 128)
 
 
 def test_what_is_kept_is_small():
