@@ -133,6 +133,37 @@ def label_row(x: Array, labels: Array, axis: ClassAxis) -> LabelRow:
     return LabelRow(e, tail, scale, loss)
 
 
+class Terms(NamedTuple):
+    """What the cross-entropy of an integer label is combined from, one of each for each row."""
+
+    nll: Array  # -log p of the label
+    smooth: Array | None  # sum of w * -log p / C over all C classes, for label smoothing
+    lse: Array | None  # log-sum-exp of the logits, for the z-loss
+
+
+def combined(
+    terms: Terms,
+    labels: Array,
+    class_weights: Array | None,
+    smoothing: Array | None,
+    z_loss: Array | None,
+    axis: ClassAxis,
+) -> Array:
+    """`(1 - smoothing) * w_label * nll + smoothing * smooth + z_loss * lse**2`.
+
+    A setting that is None leaves its factor or its term out. `class_weights` have the number of
+    dimensions of the logits.
+    """
+    loss = terms.nll
+    if class_weights is not None:
+        loss = times(of_label(class_weights, labels, axis), loss)
+    if smoothing is not None and terms.smooth is not None:
+        loss = (1 - smoothing) * loss + smoothing * terms.smooth
+    if z_loss is not None and terms.lse is not None:
+        loss = loss + z_loss * terms.lse**2
+    return loss
+
+
 def beyond_one(tail: Array, e_label: Array) -> Array:
     """`tail + e_label - 1`, by leaving out a term that is one, the largest logit's."""
     return jnp.where(e_label == 1, tail, jnp.maximum(tail - 1, 0) + e_label)

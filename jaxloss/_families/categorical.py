@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.nll import label_nll, soft_nll
-from jaxloss._core.numerics import one_or_nan, times, xlogy
+from jaxloss._core.nll import Terms, combined, label_nll, soft_nll
+from jaxloss._core.numerics import one_or_nan, xlogy
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import class_shape, classes, of_label
+from jaxloss._core.split import class_shape, classes
 
 
 def softmax_cross_entropy(
@@ -158,16 +158,14 @@ def softmax_cross_entropy_with_integer_labels(
 def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, axis, ignore_index):
     x, labels, kept = inputs.ignore(x, labels, axis, ignore_index)
     x = inputs.live_classes(live, x, axis, -jnp.inf, 0)
-    loss = label_nll(x, labels, axis)
-    weights = None
+    nll, weights, smooth = label_nll(x, labels, axis), None, None
     if class_weights is not None:
         weights = class_weights.reshape(class_shape(x, axis))
-        loss = times(of_label(weights, labels, axis), loss)
     if smoothing is not None:
         y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
-        loss = (1 - smoothing) * loss + smoothing * soft_nll(x, y, axis)
-    if z_loss is not None:
-        loss += z_loss * logsumexp(x, axis) ** 2
+        smooth = soft_nll(x, y, axis)
+    lse = None if z_loss is None else logsumexp(x, axis)
+    loss = combined(Terms(nll, smooth, lse), labels, weights, smoothing, z_loss, axis)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
