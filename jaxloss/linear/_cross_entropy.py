@@ -11,12 +11,15 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import total_classes
-from jaxloss.linear import _blocks, _operands, _rows, _vocab
+from jaxloss._core.split import ClassAxis, total_classes
+from jaxloss.linear import _formulas, _operands
+from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
-from jaxloss.linear._tokens import Head, Sweep, logits_dtype, logits_of
+from jaxloss.linear._sweep import PlatformSweep, Sweep
+from jaxloss.linear._tokens import TokenSweep
+from jaxloss.linear._vocab import VocabSweep
 
 Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
@@ -121,13 +124,14 @@ def linear_cross_entropy(
     checks.option("label_smoothing", label_smoothing, 0, 1)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    classes = total_classes(here, _operands.class_axis(axis_name))
+    local_vocab, dtype = vocab_size(head, vocab_first), logits_dtype(head)
+    classes = total_classes(local_vocab, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
-    settings = _rows.Settings(
-        bias=checks.of_classes("bias", bias, "weight", here, dtype),
+    class_weights = checks.of_classes("class_weights", class_weights, "weight", local_vocab, dtype)
+    settings = _formulas.Settings(
+        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
-        class_weights=checks.of_classes("class_weights", class_weights, "weight", here, dtype),
+        class_weights=class_weights,
         smoothing=checks.optional_operand("label_smoothing", label_smoothing, dtype, ()),
         z_loss=checks.optional_operand("z_loss", z_loss, dtype, ()),
     )
@@ -136,8 +140,8 @@ def linear_cross_entropy(
     return _linear_cross_entropy(
         head, labels, settings, weights, where,
         vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
-        chunk_size=checks.chunk_size(chunk_size), implementation=implementation or "tokens",
-        chip=_chip(implementation, reduction, head, here, chunk_size), axis_name=axis_name,
+        chunk_size=checks.chunk_size(chunk_size), implementation=implementation,
+        chip=_chip(implementation, reduction, head, local_vocab, chunk_size), axis_name=axis_name,
     )  # fmt: skip
 
 
@@ -153,18 +157,25 @@ def _check_implementation(implementation: str | None, reduction: str) -> None:
 
 
 def _chip(
-    implementation: str | None, reduction: str, head: Head, size: int, chunk_size: int | None
+    implementation: str | None,
+    reduction: str,
+    head: Head,
+    local_vocab: int,
+    chunk_size: int | None,
 ) -> Any:
-    """The TPU whose kernels are asked for, or are better than the sweep over tokens."""
+    """The TPU to run the kernels on, if they are asked for or better than the other sweeps."""
+    asked = implementation == "pallas_tpu"
+    free = implementation is None and chunk_size is None and reduction != "none"
     *tokens, features = head.hidden.shape
-    asked, free = implementation == "pallas_tpu", implementation is None and chunk_size is None
-    short = _operands.short_chunks(math.prod(tokens), features, size)
-    if not asked and not (free and short and reduction != "none"):
+    short = _operands.has_short_chunks(math.prod(tokens), features, local_vocab)
+    if not asked and not (free and short):
         return None
     # Importing Pallas takes a while.
     from jaxloss.linear import _pallas_tpu
 
-    return _pallas_tpu.required(head, chunk_size) if asked else _pallas_tpu.preferred(head)
+    if asked:
+        return _pallas_tpu.required_chip(head, chunk_size)
+    return _pallas_tpu.preferred_chip(head)
 
 
 @partial(
@@ -184,31 +195,43 @@ def _formula(
     *, vocab_first, reduction, ignore_index, chunk_size, implementation, chip, axis_name, groups,
 ):  # fmt: skip
     shape = labels.shape
-    labels, weights, live = _operands.flat(labels, weights, where)
+    labels, weights, live = _operands.flatten(labels, weights, where)
     if ignore_index is not None:
         live = labels != ignore_index if live is None else live & (labels != ignore_index)
-    here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
-    classes = total_classes(here, axis)
-    heads = (_operands.rows(head),)
+    local_vocab, axis = vocab_size(head, vocab_first), _operands.class_axis(axis_name)
+    classes = total_classes(local_vocab, axis)
+    heads = (_operands.flatten_tokens(head),)
     dead = _operands.dead(live, weights, heads, labels, classes)
     heads, labels = _operands.without(dead, heads, labels, classes)
 
-    rows, fast = partial(_rows.cross_entropy, axis=axis), None
     if implementation == "dense":
-        losses = rows((logits_of(heads[0], vocab_first),), labels, settings)
+        logits = (logits_of(heads[0], vocab_first),)
+        losses = _formulas.cross_entropy(logits, labels, settings, axis)
         losses = reduce_losses(losses, reduction, weights=weights, where=live)
-        return losses.reshape(shape) if reduction == "none" else losses
-    size = len(labels) // groups, heads[0].hidden.shape[1], here
-    by_blocks = partial(partial, _blocks.total_and_gradients, axis=axis)
-    if implementation == "vocab":
-        block, chunk_size = _operands.block_of_classes(chunk_size, *size), None
-        fast = by_blocks(looks=partial(_vocab.Blocks, block_size=block))
-    if chip is not None and len(labels) > 0:
-        from jaxloss.linear import _pallas_tpu
-
-        fast = by_blocks(looks=partial(_pallas_tpu.kernels, chip=chip))
-        if implementation != "pallas_tpu":
-            fast = partial(_pallas_tpu.on_tpu, fast)
-    sweep = Sweep(rows, _operands.chunk_of_tokens(chunk_size, *size), vocab_first, fast)
-    losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
+    else:
+        size = len(labels) // groups, heads[0].hidden.shape[1], local_vocab
+        sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
+        losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses
+
+
+def _sweep(
+    implementation: str | None,
+    chip: Any,
+    chunk_size: int | None,
+    size: tuple[int, int, int],
+    axis: ClassAxis,
+    vocab_first: bool,
+) -> Sweep:
+    """For operands of `size`: how many tokens, features and classes a device has."""
+    of_tokens = None if implementation == "vocab" else chunk_size
+    chunk = _operands.chunk_of_tokens(of_tokens, *size)
+    tokens = TokenSweep(_formulas.cross_entropy, axis, chunk, vocab_first)
+    if implementation == "vocab":
+        return VocabSweep(tokens, _operands.block_of_classes(chunk_size, *size))
+    if chip is None or size[0] == 0:
+        return tokens
+    from jaxloss.linear._pallas_tpu import TpuSweep
+
+    kernels = TpuSweep(tokens, chip)
+    return kernels if implementation == "pallas_tpu" else PlatformSweep(tokens, tpu=kernels)

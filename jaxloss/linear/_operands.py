@@ -1,4 +1,4 @@
-"""Checking and converting what the linear losses take, and the size of a chunk."""
+"""The linear losses' arguments, checked and converted, and their default sizes of chunks."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.mapped import varying
 from jaxloss._core.reduce import per_example
 from jaxloss._core.split import ClassAxis, Split
-from jaxloss.linear._sharding import varying
-from jaxloss.linear._tokens import Head
+from jaxloss.linear._head import Head
 
 AxisName = str | tuple[str, ...] | None
 
-# Logits in one chunk, in bytes of float32. Fewer rows than `_ROWS` (or than the layer has
-# features) would have the matmuls wait for the weight and for its gradient, which each chunk
-# reads and writes anew: 8 bytes against 2 * rows flops, where a TPU v5e has 240 flops a byte and
-# an H100 295.
-_BYTES = 64 * 2**20
-_ROWS = 1024
+# The logits of one chunk in float32, in bytes.
+_CHUNK_BYTES = 64 * 2**20
+# With fewer tokens (or fewer than the layer has features) the matmuls of a chunk would wait for the
+# weight and its gradient, which every chunk reads and writes: 8 bytes for 2 * tokens flops, where a
+# TPU v5e does 240 flops a byte and an H100 295.
+_MIN_TOKENS = 1024
 
 
 def head(
@@ -44,11 +44,6 @@ def head(
                 f"in its in_specs; here it differs over {sorted(varying(w)) or 'no axis'}"
             )
     return Head(h, w)
-
-
-def vocabulary(head: Head, vocab_first: bool) -> int:
-    """The number of classes on this device."""
-    return head.weight.shape[0 if vocab_first else 1]
 
 
 def class_axis(axis_name: AxisName) -> ClassAxis:
@@ -77,14 +72,14 @@ def of_tokens(
     return per_example(name, x, shape)
 
 
-def rows(head: Head) -> Head:
-    """With the tokens along one axis."""
+def flatten_tokens(head: Head) -> Head:
+    """With one axis of tokens."""
     return Head(head.hidden.reshape(-1, head.hidden.shape[-1]), head.weight)
 
 
-def flat(*of_tokens: Array | None) -> list[Any]:
-    """Along one axis of tokens."""
-    return [None if x is None else x.reshape(-1) for x in of_tokens]
+def flatten(*each_token: Array | None) -> list[Any]:
+    """With one axis of tokens, for what has one entry per token."""
+    return [None if x is None else x.reshape(-1) for x in each_token]
 
 
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
@@ -98,11 +93,11 @@ def dead(
     labels: Array,
     classes: int,
 ) -> Array | None:
-    """Tokens whose contents may not be seen: masked, or of weight zero and without a loss."""
+    """Tokens whose contents must not matter: masked, or of weight zero and without a loss."""
     masked = None if live is None else ~live
     if weights is None:
         return masked
-    # The derivative by a weight of zero is the loss, so only a useless one is replaced.
+    # The loss is also the derivative by a weight of zero, so it is kept where there is one.
     useless = (labels < 0) | (labels >= classes)
     for head in heads:
         useless |= ~jnp.all(jnp.isfinite(head.hidden), 1)
@@ -113,7 +108,7 @@ def dead(
 def without(
     dead: Array | None, heads: tuple[Head, ...], labels: Array, classes: int
 ) -> tuple[tuple[Head, ...], Array]:
-    """Give tokens that do not count harmless contents; labels that are none stay so."""
+    """Replace the contents of dead tokens by harmless ones; invalid labels stay invalid."""
     labels = jnp.clip(labels, -1, classes).astype(jnp.int32)
     if dead is None:
         return heads, labels
@@ -121,24 +116,25 @@ def without(
     return heads, jnp.where(dead, 0, labels)
 
 
-def chunk_of_tokens(size: int | None, n: int, features: int, here: int) -> int:
-    """How many tokens to take at once, of n; where that is free, so that none is filled up."""
+def chunk_of_tokens(size: int | None, n: int, features: int, local_vocab: int) -> int:
+    """How many of `n` tokens to take at once. The default avoids padding where that is free."""
     if size is not None:
         return min(size, max(n, 1))
-    most = min(max(_BYTES // (4 * here), min(_ROWS, features), 1), max(n, 1))
+    most = min(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1))
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1
 
 
-def block_of_classes(size: int | None, n: int, features: int, here: int) -> int:
-    """How many classes to take at once, of those on this device."""
+def block_of_classes(size: int | None, n: int, features: int, local_vocab: int) -> int:
+    """How many classes of this device to take at once, with `n` tokens."""
     if size is not None:
-        return min(size, here)
-    return min(max(_BYTES // 2 // (4 * max(n, 1)), min(_ROWS, features), 1), here)
+        return min(size, local_vocab)
+    most = _CHUNK_BYTES // 2 // (4 * max(n, 1))
+    return min(max(most, min(_MIN_TOKENS, features), 1), local_vocab)
 
 
-def short_chunks(n: int, features: int, here: int) -> bool:
-    """Whether there are several chunks, which have as few tokens as the matmuls allow."""
-    chunk = chunk_of_tokens(None, n, features, here)
-    return chunk < n and chunk <= _ROWS
+def has_short_chunks(n: int, features: int, local_vocab: int) -> bool:
+    """Whether there are several chunks, each with as few tokens as the matmuls allow."""
+    chunk = chunk_of_tokens(None, n, features, local_vocab)
+    return chunk < n and chunk <= _MIN_TOKENS

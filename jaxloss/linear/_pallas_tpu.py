@@ -1,28 +1,32 @@
-"""The two looks at blocks of classes as TPU kernels, whose logits never leave the chip.
+"""The sweep by TPU kernels: two passes over blocks of classes, whose logits never leave the chip.
 
-The first, tokens outside and classes inside, streams the weight past each block of tokens. The
-second, classes outside and tokens inside, computes the logits again and from them both gradients:
-a block of the weight's is added up on the chip and written once; that of `hidden` is added up in
-memory, in float32, by transfers that overlap with the matmuls.
+The first pass loops over tokens outside and classes inside, and streams the weight past each block
+of tokens. The second loops over classes outside and tokens inside; it computes the logits again and
+from them both gradients. A block of the weight's gradient is accumulated on the chip and written
+once; the gradient of `hidden` is accumulated in main memory, in float32, by transfers that overlap
+with the matmuls.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from jaxloss.linear import _tpu_kernels
-from jaxloss.linear._blocks import Block, Part, Slopes
-from jaxloss.linear._rows import Settings
-from jaxloss.linear._sharding import alike
-from jaxloss.linear._tokens import Head, Sweep, Wanted, total_and_gradients
+from jaxloss._core.mapped import alike
+from jaxloss.linear import _tpu_kernels, _two_pass
+from jaxloss.linear._formulas import Settings
+from jaxloss.linear._head import Head
+from jaxloss.linear._sweep import Gradients, Need
+from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._tpu_kernels import Operands, Results, Scratch, Static
+from jaxloss.linear._two_pass import BlockStats, Slopes, Vocabulary
 
 
 class _Tile(NamedTuple):
@@ -32,44 +36,44 @@ class _Tile(NamedTuple):
     classes: int
 
 
-# To try. With as many classes as these, the second look waits for the matmuls, and not for the
-# memory in which it adds up the gradient of `hidden`.
+# Candidates, best first. With this many classes the second pass is limited by its matmuls, not by
+# the memory in which it accumulates the gradient of `hidden`.
 _FIRST = _Tile(1024, 512), _Tile(512, 512), _Tile(256, 256), _Tile(128, 128)
 _SECOND = _Tile(256, 1024), _Tile(256, 512), _Tile(128, 256), _Tile(128, 128)
 
 
 class Chip(NamedTuple):
-    """Where the kernels run."""
+    """The TPU that the kernels run on."""
 
-    vmem: int  # its memory, in bytes
-    wins: bool  # over the sweep over tokens, where the vocabulary is large
-    interpret: Any = False  # as `pallas_call` has it
+    vmem: int  # its on-chip memory, in bytes
+    wins: bool  # whether the kernels beat the other sweeps there, for a large vocabulary
+    interpret: Any = False  # as in `pallas_call`
 
     @property
     def room(self) -> int:
-        # A quarter is for what the compiler keeps between matmuls.
+        # A quarter is left for what the compiler keeps between matmuls.
         return self.vmem * 3 // 4
 
 
-# In place of the chip of this process, for tests.
-ELSEWHERE: Chip | None = None
+# Tests set this, to be used in place of the chip of this process.
+CHIP_FOR_TESTS: Chip | None = None
 
 
-def _chip() -> Chip | None:
-    """The TPU for which a program is traced now: that of the mesh, or of this process."""
-    if ELSEWHERE is not None:
-        return ELSEWHERE
+def _current_chip() -> Chip | None:
+    """The TPU that the program is being traced for: that of the mesh, or of this process."""
+    if CHIP_FOR_TESTS is not None:
+        return CHIP_FOR_TESTS
     try:
         info = pltpu.get_tpu_info()
     except ValueError:
         return None
-    # Of a chip with two cores, the second look keeps one busy.
+    # The second pass uses only one of a chip's cores.
     return Chip(info.vmem_capacity_bytes, info.is_lite and info.generation >= 5)
 
 
-def required(head: Head, chunk_size: int | None) -> Chip:
-    """Where the kernels run, which were asked for."""
-    chip = _chip()
+def required_chip(head: Head, chunk_size: int | None) -> Chip:
+    """The TPU, for a caller who asks for the kernels."""
+    chip = _current_chip()
     if chip is None:
         raise ValueError(
             f"implementation='pallas_tpu' is for a TPU, and this program for "
@@ -85,13 +89,13 @@ def required(head: Head, chunk_size: int | None) -> Chip:
     return chip
 
 
-def preferred(head: Head) -> Chip | None:
-    """Where the kernels run, if that is better than the sweep over tokens in short chunks.
+def preferred_chip(head: Head) -> Chip | None:
+    """The TPU, if the kernels are better there than a sweep over short chunks of tokens.
 
-    They do four matmuls and that sweep three. But each chunk reads and writes the gradient of the
-    weight, and waits for that if it is short.
+    They take four matmuls and that sweep three. But each of its chunks reads and writes the
+    gradient of the weight, and a short chunk waits for that.
     """
-    chip = _chip() if _supported(head) and _alone() else None
+    chip = _current_chip() if _supported(head) and _alone() else None
     if chip is None or not chip.wins or _second_bytes(_SECOND[0], head) > chip.room:
         return None
     return chip
@@ -102,7 +106,7 @@ def _supported(head: Head) -> bool:
 
 
 def _alone() -> bool:
-    """Whether operands are surely not split over devices, which XLA cannot do to a kernel."""
+    """Whether operands are known not to be split over devices: XLA cannot partition a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.device_count() == 1
@@ -110,21 +114,10 @@ def _alone() -> bool:
     return all(kind == AxisType.Manual or size == 1 for kind, size in kinds)
 
 
-def on_tpu(
-    kernels: Callable[..., Any], sweep: Sweep, wanted: Wanted, *operands: Any
-) -> tuple[Array, Wanted]:
-    """By the kernels, and by the sweep over tokens where this is compiled for something else."""
-    return lax.platform_dependent(
-        *operands,
-        tpu=partial(kernels, sweep, wanted),
-        default=partial(total_and_gradients, sweep, wanted),
-    )
-
-
 def _first_bytes(tile: _Tile, head: Head) -> int:
     (hidden, weight), features = (x.dtype.itemsize for x in head), head.hidden.shape[-1]
     streams = tile.tokens * hidden + tile.classes * weight
-    rows = min(tile.tokens, _tpu_kernels.ROWS)
+    rows = min(tile.tokens, _tpu_kernels.STRIP)
     return 2 * features * streams + 32 * tile.classes * rows
 
 
@@ -135,93 +128,117 @@ def _second_bytes(tile: _Tile, head: Head) -> int:
     return features * (2 * streams + sums) + 32 * tile.classes * tile.tokens
 
 
-def kernels(
-    whole: Block, softcap: Array | None, vocab_first: bool, classes: int, *, chip: Chip
-) -> "Kernels":
-    """For a weight in the order in which a TPU keeps it, which else would be copied."""
-    first, last = whole.head.weight.shape
-    turned = first % 128 == 0 and last % 128 > 0
-    if turned:
-        whole = whole._replace(head=Head(whole.head.hidden, whole.head.weight.T))
-    return Kernels(whole, softcap, vocab_first != turned, classes, chip, turned)
-
-
-class Kernels(NamedTuple):
-    """All classes of this device."""
-
-    whole: Block
-    softcap: Array | None
-    vocab_first: bool
-    classes: int  # on all devices
+@dataclass(frozen=True)
+class TpuSweep:
+    tokens: TokenSweep
     chip: Chip
-    turned: bool  # whether the weight is the transpose of what it was
+
+    def total_and_gradients(
+        self,
+        need: Need,
+        heads: tuple[Head, ...],
+        labels: Array,
+        shared: Settings,
+        coefficients: Array,
+    ) -> tuple[Array, Gradients]:
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared)
+        return _two_pass.total_and_gradients(
+            passes(vocabulary, self.chip), self.tokens, need, heads, labels, shared, coefficients
+        )
+
+
+def passes(vocabulary: Vocabulary, chip: Chip) -> "TpuPasses":
+    """With the weight in the order in which a TPU stores it, to save a copy."""
+    whole = vocabulary.whole
+    first, last = whole.head.weight.shape
+    transposed = first % 128 == 0 and last % 128 > 0
+    if transposed:
+        vocabulary = vocabulary._replace(
+            whole=whole._replace(head=Head(whole.head.hidden, whole.head.weight.T)),
+            vocab_first=not vocabulary.vocab_first,
+        )
+    return TpuPasses(vocabulary, chip, transposed)
+
+
+class TpuPasses(NamedTuple):
+    vocabulary: Vocabulary
+    chip: Chip
+    transposed: bool  # whether the weight is the transpose of the given one
 
     @property
-    def static(self) -> Static:
-        head = self.whole.head
-        size = head.weight.shape[0 if self.vocab_first else 1]
-        return Static(len(head.hidden), size, self.classes, self.vocab_first)
+    def _head(self) -> Head:
+        return self.vocabulary.whole.head
 
-    def statistics(self, like: Array) -> Part:
-        static, (hidden, weight) = self.static, self.whole.head
+    @property
+    def _static(self) -> Static:
+        v = self.vocabulary
+        return Static(len(self._head.hidden), v.local_vocab, v.total_classes, v.vocab_first)
+
+    def statistics(self, like: Array) -> BlockStats:
+        static, (hidden, weight) = self._static, self._head
         tile = self._tile(_FIRST, _first_bytes)
         operands = self._operands(tile, None)
-        n, count = len(operands.labels), len(Part._fields)
+        n, count = len(operands.labels), len(BlockStats._fields)
         out = self._call(
             partial(_tpu_kernels.statistics, static=static),
             operands,
             jax.ShapeDtypeStruct((n, count), like.dtype),
             "parallel",
-            grid=(n // tile.tokens, pl.cdiv(static.size, tile.classes)),
+            grid=(n // tile.tokens, pl.cdiv(static.local_vocab, tile.classes)),
             in_specs=[self._specs(tile, operands, True)],
             out_specs=[pl.BlockSpec((tile.tokens, count), lambda i, j: (i, 0))],
             cost_estimate=self._cost(1, hidden.nbytes + n // tile.tokens * weight.nbytes),
         )
-        return Part(*jnp.split(out[: static.tokens], count, 1))
+        return BlockStats(*jnp.split(out[: static.tokens], count, 1))
 
-    def gradients(self, wanted: Wanted, slopes: Slopes, settings: Settings) -> Wanted:
-        static, (hidden, weight), w = self.static, self.whole.head, wanted.shared
-        want = Results(wanted.hidden[0], wanted.weight[0], w.bias, w.softcap, w.class_weights)
-        if not any(want):
-            return Wanted((None,), (None,), Settings(), None)
+    def gradients(self, need: Need, slopes: Slopes) -> Gradients:
+        static, (hidden, weight) = self._static, self._head
+        needed = Results(
+            need.hidden[0],
+            need.weight[0],
+            need.shared.bias,
+            need.shared.softcap,
+            need.shared.class_weights,
+        )
+        if not any(needed):
+            return Gradients((None,), (None,), Settings(), None)
         tile = self._tile(_SECOND, _second_bytes)
-        given = tuple(name for name, x in slopes._asdict().items() if x is not None)
-        operands = self._operands(tile, jnp.concatenate([x for x in slopes if x is not None], 1))
+        given = {name: x for name, x in slopes._asdict().items() if x is not None}
+        operands = self._operands(tile, jnp.concatenate(list(given.values()), 1))
         specs = self._specs(tile, operands, False)
-        grid = pl.cdiv(static.size, tile.classes), len(operands.labels) // tile.tokens
+        grid = pl.cdiv(static.local_vocab, tile.classes), len(operands.labels) // tile.tokens
         shapes, out_specs, scratch = self._results(tile, grid, specs.weight, slopes.top.dtype)
         traffic = 2 * weight.nbytes + grid[0] * (hidden.nbytes + 8 * hidden.size)
         out = self._call(
-            partial(_tpu_kernels.gradients, static=static, given=given),
+            partial(_tpu_kernels.gradients, static=static, given=tuple(given)),
             operands,
-            _only(shapes, want),
+            _only(shapes, needed),
             "arbitrary",
             grid=grid,
             in_specs=[specs],
-            out_specs=[_only(out_specs, want)],
-            scratch_shapes=[_only(scratch, (want.weight, *[want.hidden] * 3))],
-            cost_estimate=self._cost(1 + bool(want.hidden) + bool(want.weight), traffic),
+            out_specs=[_only(out_specs, needed)],
+            scratch_shapes=[_only(scratch, (needed.weight, *[needed.hidden] * 3))],
+            cost_estimate=self._cost(1 + bool(needed.hidden) + bool(needed.weight), traffic),
         )
 
         def cut(x: Array | None) -> Any:
-            return None if x is None else x[0, : static.size]
+            return None if x is None else x[0, : static.local_vocab]
 
         bias, cap, class_weights = map(cut, out[2:])
         g_hidden = None if out.hidden is None else out.hidden[: static.tokens]
         cap = None if cap is None else jnp.sum(cap)
-        g_weight = out.weight.T if out.weight is not None and self.turned else out.weight
-        return Wanted((g_hidden,), (g_weight,), Settings(bias, cap, class_weights), None)
+        g_weight = out.weight.T if out.weight is not None and self.transposed else out.weight
+        return Gradients((g_hidden,), (g_weight,), Settings(bias, cap, class_weights), None)
 
-    def _of_weight(self, tile: _Tile) -> tuple[int, int]:
-        """The shape of a block."""
-        features = self.whole.head.hidden.shape[1]
-        return (tile.classes, features) if self.vocab_first else (features, tile.classes)
+    def _block_of_weight(self, tile: _Tile) -> tuple[int, int]:
+        features, static = self._head.hidden.shape[1], self._static
+        return (tile.classes, features) if static.vocab_first else (features, tile.classes)
 
     def _results(
         self, tile: _Tile, grid: tuple[int, int], of_weight: pl.BlockSpec, dtype: Any
     ) -> tuple[Results, Results, Scratch]:
-        """Of the second look, their shapes and blocks; and where they add up."""
-        (hidden, weight), shape = self.whole.head, jax.ShapeDtypeStruct
+        """The shapes and blocks of the second pass's results, and its accumulators."""
+        (hidden, weight), shape = self._head, jax.ShapeDtypeStruct
         each = shape((1, grid[0] * tile.classes), dtype)
         total = shape((grid[1] * tile.tokens, hidden.shape[1]), dtype)
         shapes = Results(total, shape(weight.shape, weight.dtype), each, each, each)
@@ -229,13 +246,13 @@ class Kernels(NamedTuple):
         blocks = Results(pl.BlockSpec(memory_space=pl.ANY), of_weight, each, each, each)
         semaphores = pltpu.SemaphoreType.DMA((2,))
         buffers = pltpu.VMEM((2, tile.tokens, hidden.shape[1]), dtype)
-        whole = pltpu.VMEM(self._of_weight(tile), dtype)
+        whole = pltpu.VMEM(self._block_of_weight(tile), dtype)
         return shapes, blocks, Scratch(whole, buffers, semaphores, semaphores)
 
     def _tile(self, sizes: Sequence[_Tile], needs: Callable[[_Tile, Head], int]) -> _Tile:
-        """The first of the sizes, cut to what there is, for which there is room."""
-        static, head = self.static, self.whole.head
-        most = _Tile(-(-static.tokens // 16) * 16, -(-static.size // 128) * 128)
+        """The first of the sizes that fits on the chip, no larger than the operands."""
+        static, head = self._static, self._head
+        most = _Tile(-(-static.tokens // 16) * 16, -(-static.local_vocab // 128) * 128)
         for size in sizes:
             tile = _Tile(*map(min, size, most))
             if needs(tile, head) <= self.chip.room:
@@ -245,65 +262,66 @@ class Kernels(NamedTuple):
             f"hidden of shape {head.hidden.shape} are too long; leave implementation out"
         )
 
-    def _operands(self, tile: _Tile, rows: Array | None) -> Operands:
-        size, bias, cap = self.static.size, self.whole.bias, self.softcap
-        if bias is None and size % tile.classes:
-            bias = jnp.zeros(size, jnp.float32)
+    def _operands(self, tile: _Tile, slopes: Array | None) -> Operands:
+        whole, local_vocab = self.vocabulary.whole, self._static.local_vocab
+        bias, cap = whole.bias, self.vocabulary.settings.softcap
+        if bias is None and local_vocab % tile.classes:
+            bias = jnp.zeros(local_vocab, jnp.float32)
 
         def of_tokens(x: Array | None) -> Array | None:
-            return None if x is None else _filled(x, 0, tile.tokens, 0)
+            return None if x is None else _padded(x, 0, tile.tokens, 0)
 
         def of_classes(x: Array | None, fill: float) -> Array | None:
-            return None if x is None else _filled(x[None], 1, tile.classes, fill)
+            return None if x is None else _padded(x[None], 1, tile.classes, fill)
 
         operands = Operands(
-            of_tokens(self.whole.labels),
-            of_tokens(rows),
-            *self.whole.head,
+            of_tokens(whole.labels),
+            of_tokens(slopes),
+            *whole.head,
             of_classes(bias, -jnp.inf),
-            of_classes(self.whole.k, 0),
-            of_classes(None if cap is None else jnp.full(size, cap), 1),
+            of_classes(whole.smooth_weights, 0),
+            of_classes(None if cap is None else jnp.full(local_vocab, cap), 1),
         )
-        return jax.tree.map(partial(_differing, operands), operands)
+        return _varying_alike(operands, operands)
 
     def _specs(self, tile: _Tile, operands: Operands, tokens_first: bool) -> Operands:
-        """The blocks of a step, in a grid with tokens first or classes first."""
+        """The operands' blocks of one step, in a grid with tokens or with classes outside."""
         features = operands.hidden.shape[1]
 
         def spec(shape: tuple[int, int], axis: int, of_tokens: bool) -> pl.BlockSpec:
-            def index(*at: Any) -> tuple[Any, Any]:
-                here = at[0 if of_tokens == tokens_first else 1]
-                return (here, 0) if axis == 0 else (0, here)
+            def index(*step: Any) -> tuple[Any, Any]:
+                i = step[0 if of_tokens == tokens_first else 1]
+                return (i, 0) if axis == 0 else (0, i)
 
             return pl.BlockSpec(shape, index)
 
-        width = 0 if operands.rows is None else operands.rows.shape[1]
-        each = spec((1, tile.classes), 1, False)
+        columns = 0 if operands.slopes is None else operands.slopes.shape[1]
+        of_classes = spec((1, tile.classes), 1, False)
         specs = Operands(
             spec((tile.tokens, 1), 0, True),
-            spec((tile.tokens, width), 0, True),
+            spec((tile.tokens, columns), 0, True),
             spec((tile.tokens, features), 0, True),
-            spec(self._of_weight(tile), self.static.along, False),
-            each, each, each,
+            spec(self._block_of_weight(tile), self._static.vocab_axis, False),
+            of_classes, of_classes, of_classes,
         )  # fmt: skip
         return _only(specs, operands)
 
     def _cost(self, matmuls: int, traffic: int) -> pl.CostEstimate:
-        static, features = self.static, self.whole.head.hidden.shape[1]
-        logits = static.tokens * static.size
+        static, features = self._static, self._head.hidden.shape[1]
+        logits = static.tokens * static.local_vocab
         return pl.CostEstimate(2 * matmuls * logits * features, logits, traffic)
 
     def _call(
         self, kernel: partial[None], operands: Operands, shapes: Any, tokens: str, **options: Any
     ) -> Any:
-        """`pallas_call`, of one argument and one result that may be trees.
+        """`pallas_call`, with one argument and one result that may be trees.
 
-        Blocks of tokens are "parallel", which several cores may share, or "arbitrary".
+        Blocks of tokens are "parallel", to be shared among cores, or "arbitrary".
         """
 
         def results():
-            empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            return jax.tree.map(partial(_differing, operands), empty)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return _varying_alike(zeros, operands)
 
         call = pl.pallas_call(
             kernel,
@@ -316,25 +334,23 @@ class Kernels(NamedTuple):
             name=f"linear_cross_entropy_{kernel.func.__name__}",
             **options,
         )
-        # A batch goes one by one: the memory in which the second look adds up is for one.
+        # A batch runs one by one: the second pass has accumulators for one.
         return jax.custom_batching.sequential_vmap(call)(operands)[0]
 
 
-def _differing(like: Any, x: Array) -> Array:
-    """`x`, made to differ over all devices over which some of a tree does."""
-    for leaf in jax.tree.leaves(like):
-        x = alike(x, leaf)
-    return x
+def _varying_alike(tree: Any, like: Any) -> Any:
+    """`tree`, with the types of arrays that vary over all devices over which any of `like` does."""
+    return jax.tree.map(lambda x: alike(x, *jax.tree.leaves(like)), tree)
 
 
 def _only(some: Any, where: Any) -> Any:
-    """Of a named tuple, the entries where another has some."""
+    """A named tuple with only those entries that another one has."""
     have = (x is not None and x is not False for x in where)
     return type(some)(*(x if h else None for x, h in zip(some, have, strict=True)))
 
 
-def _filled(x: Array, axis: int, multiple: int, fill: float) -> Array:
-    """Up to a multiple of the size of blocks."""
+def _padded(x: Array, axis: int, multiple: int, fill: float) -> Array:
+    """To a multiple of the size of blocks."""
     pad = [(0, 0), (0, 0)]
     pad[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, pad, constant_values=fill)

@@ -1,4 +1,4 @@
-"""Operands that are split over devices: their types, and programs that leave the rest to XLA."""
+"""Operands that are split over devices: what their types say, and what is left to XLA."""
 
 import math
 from collections.abc import Callable
@@ -8,21 +8,18 @@ import jax
 from jax import Array
 from jax.sharding import AxisType, PartitionSpec, auto_axes
 
-from jaxloss._core.mapped import alike as alike
-from jaxloss._core.mapped import varying as varying
-
 
 def _explicit(operands: Any) -> bool:
-    """Whether shardings are part of the types of some operands."""
+    """Whether the types of some operands include a sharding."""
     meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands))
     return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
 def automatic(formula: Callable[..., Any], out: Any, *operands: Any) -> Any:
-    """`formula(*operands)`, where XLA is to find the shardings of what is computed on the way.
+    """`formula(*operands)`, with the shardings of intermediate results left to XLA.
 
-    `out` has None for each result that is one number, and else an operand whose leading axes it
-    has.
+    `out` has one entry for each result: None for a scalar, otherwise an operand with the result's
+    leading axes.
     """
     if not _explicit(operands):
         return formula(*operands)
@@ -35,7 +32,7 @@ def _leading(like: Array | None) -> PartitionSpec:
 
 
 def groups(tokens: Array) -> int:
-    """Over how many devices the first axis of the tokens is split, as far as its type says."""
+    """Over how many devices the first axis of the tokens is split, according to its type."""
     sharding = jax.typeof(tokens).sharding
     if not _explicit(tokens) or not len(sharding.spec) or (names := sharding.spec[0]) is None:
         return 1

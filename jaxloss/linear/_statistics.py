@@ -1,4 +1,4 @@
-"""What else is asked of a linear layer's logits: statistics of each token, and distillation."""
+"""Statistics of each token's logits, and distillation, for a linear layer."""
 
 from functools import partial
 from typing import Literal
@@ -12,12 +12,13 @@ from jaxloss._core import checks
 from jaxloss._core.reduce import Reduction, check_reduction
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total_classes
-from jaxloss.linear import _operands, _rows
+from jaxloss.linear import _formulas, _operands
+from jaxloss.linear._formulas import LinearStatistics
+from jaxloss.linear._head import logits_dtype, vocab_size
 from jaxloss.linear._operands import AxisName
-from jaxloss.linear._rows import LinearStatistics
 from jaxloss.linear._rule import per_token, reduced
 from jaxloss.linear._sharding import automatic, groups
-from jaxloss.linear._tokens import Sweep, logits_dtype
+from jaxloss.linear._tokens import TokenSweep
 
 
 def linear_statistics(
@@ -70,11 +71,11 @@ def linear_statistics(
     """
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(head, vocab_first), logits_dtype(head)
-    classes = total_classes(here, _operands.class_axis(axis_name))
+    local_vocab, dtype = vocab_size(head, vocab_first), logits_dtype(head)
+    classes = total_classes(local_vocab, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes)
-    settings = _rows.Settings(
-        bias=checks.of_classes("bias", bias, "weight", here, dtype),
+    settings = _formulas.Settings(
+        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
@@ -92,14 +93,14 @@ def _linear_statistics(head, labels, *settings, **static):
 
 def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_size, axis_name):
     shape = labels.shape
-    labels, where = _operands.flat(labels, where)
-    here, axis = _operands.vocabulary(head, vocab_first), _operands.class_axis(axis_name)
+    labels, where = _operands.flatten(labels, where)
+    local_vocab, axis = vocab_size(head, vocab_first), _operands.class_axis(axis_name)
     dead = None if where is None else ~where
-    classes = total_classes(here, axis)
-    heads, labels = _operands.without(dead, (_operands.rows(head),), labels, classes)
-    rows = partial(_rows.statistics, axis=axis)
-    size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, here)
-    columns = per_token(Sweep(rows, size, vocab_first), heads, labels, settings)
+    classes = total_classes(local_vocab, axis)
+    heads, labels = _operands.without(dead, (_operands.flatten_tokens(head),), labels, classes)
+    size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, local_vocab)
+    sweep = TokenSweep(_formulas.statistics, axis, size, vocab_first)
+    columns = per_token(sweep, heads, labels, settings)
     if dead is not None:
         columns = jax.tree.map(lambda column: jnp.where(dead, 0, column), columns)
     columns = columns._replace(argmax=columns.argmax.astype(jnp.int32))
@@ -164,17 +165,17 @@ def linear_distillation(
     student = _operands.head(hidden, weight, vocab_first, axis_name)
     teacher = _operands.head(teacher_hidden, teacher_weight, vocab_first, axis_name, "teacher_")
     shape, of_teacher = student.hidden.shape[:-1], teacher.hidden.shape[:-1]
-    here, dtype = _operands.vocabulary(student, vocab_first), logits_dtype(student, teacher)
-    if shape != of_teacher or here != _operands.vocabulary(teacher, vocab_first):
+    local_vocab, dtype = vocab_size(student, vocab_first), logits_dtype(student, teacher)
+    if shape != of_teacher or local_vocab != vocab_size(teacher, vocab_first):
         raise ValueError(
             f"teacher_hidden of shape {(*of_teacher, 'D')} and teacher_weight of shape "
             f"{teacher.weight.shape} do not match the student's, {(*shape, 'D')} and "
             f"{student.weight.shape}: expected the same tokens and the same classes"
         )
-    pair = _rows.Pair(
+    pair = _formulas.Pair(
         checks.positive("temperature", temperature, dtype),
-        checks.of_classes("bias", bias, "weight", here, dtype),
-        checks.of_classes("teacher_bias", teacher_bias, "weight", here, dtype),
+        checks.of_classes("bias", bias, "weight", local_vocab, dtype),
+        checks.of_classes("teacher_bias", teacher_bias, "weight", local_vocab, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
@@ -200,17 +201,15 @@ def _distillation_formula(
     *, divergence, vocab_first, reduction, chunk_size, axis_name, groups,
 ):  # fmt: skip
     shape = heads[0].hidden.shape[:-1]
-    weights, where = _operands.flat(weights, where)
-    heads = tuple(map(_operands.rows, heads))
+    weights, where = _operands.flatten(weights, where)
+    heads = tuple(map(_operands.flatten_tokens, heads))
     labels = jnp.zeros(len(heads[0].hidden), jnp.int32)  # There are none.
     dead = _operands.dead(where, weights, heads, labels, 1)
     heads, labels = _operands.without(dead, heads, labels, 1)
     features = min(head.hidden.shape[1] for head in heads)
-    here = _operands.vocabulary(heads[0], vocab_first)
-    size = _operands.chunk_of_tokens(chunk_size, len(labels) // groups, features, here)
-    rows = partial(
-        _rows.kl if divergence == "kl" else _rows.js, axis=_operands.class_axis(axis_name)
-    )
-    sweep = Sweep(rows, size, vocab_first)
+    local_vocab, axis = vocab_size(heads[0], vocab_first), _operands.class_axis(axis_name)
+    size = _operands.chunk_of_tokens(chunk_size, len(labels) // groups, features, local_vocab)
+    formula = _formulas.kl if divergence == "kl" else _formulas.js
+    sweep = TokenSweep(formula, axis, size, vocab_first)
     losses = reduced(sweep, heads, labels, pair, reduction, weights, where, groups)
     return losses.reshape(shape) if reduction == "none" else losses

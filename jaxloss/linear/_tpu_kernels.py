@@ -1,7 +1,7 @@
-"""The bodies of the TPU kernels: what one step does with a block of tokens and a block of classes.
+"""The bodies of the TPU kernels: one step, with a block of tokens and a block of classes.
 
-The formulas are those of `_blocks.py`; here are the blocks, what is beyond the last of them, and
-what is added up from step to step.
+The formulas are those of `_two_pass.py`. What is here loads blocks, clears the padding of the last
+one, and accumulates from step to step.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,86 +13,97 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxloss.linear._blocks import Block, Part, Slopes, gradient, logits, merged, nothing, part
-from jaxloss.linear._tokens import Head, head_gradients
+from jaxloss.linear._head import Head, head_gradients
+from jaxloss.linear._two_pass import (
+    Block,
+    BlockStats,
+    Slopes,
+    block_gradient,
+    block_stats,
+    logits,
+    merged,
+    no_classes,
+)
 
-# Rows whose statistics the chip forms while it multiplies the next ones.
-ROWS = 256
+# The first pass takes so many tokens at once: while one strip is reduced, the next is multiplied.
+STRIP = 256
 
 
 class Operands(NamedTuple):
-    """Of a kernel, as arrays, blocks of them, or references to blocks. None where not used."""
+    """A kernel's operands, as arrays, blocks of them, or references; None where not used."""
 
     labels: Any  # [N, 1]
-    rows: Any  # numbers of each token, side by side
+    slopes: Any  # those of `Slopes` that are given, as columns
     hidden: Any
     weight: Any
-    bias: Any  # [1, V], as what follows; it excludes the columns beyond the vocabulary
-    k: Any
+    bias: Any  # [1, V], like the next two; -inf excludes the padding of the vocabulary
+    smooth_weights: Any
     softcap: Any
 
 
 class Results(NamedTuple):
-    """Of the second look; None where not wanted."""
+    """Gradients, from the second pass; None where not needed."""
 
     hidden: Any
     weight: Any
-    bias: Any  # [1, V], as what follows
+    bias: Any  # [1, V], like the next two
     softcap: Any
     class_weights: Any
 
 
 class Scratch(NamedTuple):
-    """Of the second look. None where not wanted."""
+    """Memory of the second pass on the chip; None where not needed."""
 
-    weight: Any  # a block of the gradient, in float32
-    hidden: Any  # two blocks of the gradient, on their ways from and to memory
-    fetching: Any
+    weight: Any  # the gradient of a block, in float32
+    hidden: Any  # the gradients of two blocks, on their way from and to main memory
+    fetching: Any  # semaphores
     sending: Any
 
 
 class Static(NamedTuple):
-    """What a kernel knows when it is compiled."""
+    """What is known when a kernel is compiled."""
 
     tokens: int
-    size: int  # classes on this device
-    classes: int  # on all devices
+    local_vocab: int
+    total_classes: int  # on all devices
     vocab_first: bool
 
     @property
-    def along(self) -> int:
+    def vocab_axis(self) -> int:
+        """Of the weight."""
         return 0 if self.vocab_first else 1
 
 
 def statistics(refs: Operands, out: Any, *, static: Static) -> None:
-    """The first look, with classes in the inner loop: adds a block to the rows' statistics."""
+    """The first pass, with classes in the inner loop: merges a block into the statistics."""
     j = pl.program_id(1)
-    _clear(refs.weight, static.along, j, static.size)
+    _clear_padding(refs.weight, static.vocab_axis, j, static.local_vocab)
     tokens, count = out.shape
 
-    def write(rows: Any, whole: Part) -> None:
-        for c, x in enumerate(whole):
+    def write(rows: Any, stats: BlockStats) -> None:
+        for c, x in enumerate(stats):
             out[rows, c : c + 1] = x
 
     @pl.when(j == 0)
     def _():
-        write(slice(None), nothing(jnp.zeros((tokens, 1), out.dtype)))
+        write(slice(None), no_classes(jnp.zeros((tokens, 1), out.dtype)))
 
-    for first in range(0, tokens, ROWS):
-        rows = pl.ds(first, min(ROWS, tokens - first))
+    for first in range(0, tokens, STRIP):
+        rows = pl.ds(first, min(STRIP, tokens - first))
         block, x, _ = _block(refs, rows, j, static)
         is_label = lax.broadcasted_iota(jnp.int32, x.shape, 1) == block.labels
         label = jnp.sum(jnp.where(is_label, x, 0), 1, keepdims=True)
-        write(rows, merged(Part(*_columns(out, rows, count)), part(x, block, label)))
+        before = BlockStats(*_columns(out, rows, count))
+        write(rows, merged(before, block_stats(x, block, label)))
 
 
 def gradients(
     refs: Operands, out: Results, scratch: Scratch, *, static: Static, given: tuple[str, ...]
 ) -> None:
-    """The second look, with tokens in the inner loop. `given` names what `rows` has."""
-    j, i, everything = pl.program_id(0), pl.program_id(1), slice(None)
-    _clear(refs.weight, static.along, j, static.size)
-    _clear(refs.hidden, 0, i, static.tokens)
+    """The second pass, with tokens in the inner loop. `given` names the columns of the slopes."""
+    j, i, all_rows = pl.program_id(0), pl.program_id(1), slice(None)
+    _clear_padding(refs.weight, static.vocab_axis, j, static.local_vocab)
+    _clear_padding(refs.hidden, 0, i, static.tokens)
     sums = scratch.weight, out.bias, out.softcap, out.class_weights
 
     @pl.when(i == 0)
@@ -101,10 +112,10 @@ def gradients(
             if ref is not None:
                 ref[...] = jnp.zeros_like(ref)
 
-    block, x, pull = _block(refs, everything, j, static)
-    found = dict(zip(given, _columns(refs.rows, everything, len(given)), strict=True))
-    slopes = Slopes._make(map(found.get, Slopes._fields))
-    g, g_class = gradient(x, block, slopes, static.classes)
+    block, x, pull = _block(refs, all_rows, j, static)
+    columns = dict(zip(given, _columns(refs.slopes, all_rows, len(given)), strict=True))
+    slopes = Slopes._make(map(columns.get, Slopes._fields))
+    g, g_class = block_gradient(x, block, slopes, static.total_classes)
     g, g_bias, g_softcap = pull(g)
     by_head = partial(head_gradients, block.head, g, static.vocab_first)
     terms = by_head(False, out.weight is not None)[1], g_bias, g_softcap, g_class
@@ -113,7 +124,7 @@ def gradients(
             ref[...] += term.reshape(ref.shape)
     if out.hidden is not None:
         blocks = pl.cdiv(static.tokens, refs.hidden.shape[0])
-        _RoundTrip(out.hidden, scratch, blocks).add(lambda: by_head(True, False)[0])
+        _Accumulator(out.hidden, scratch, blocks).add(lambda: by_head(True, False)[0])
     if out.weight is not None:
 
         @pl.when(i == pl.num_programs(1) - 1)
@@ -121,12 +132,13 @@ def gradients(
             out.weight[...] = scratch.weight[...].astype(out.weight.dtype)
 
 
-class _RoundTrip:
-    """Of a block of the gradient of `hidden`, from memory and back, for each block of classes.
+class _Accumulator:
+    """Adds to the gradient of `hidden`, which is in main memory, a block of it in each step.
 
-    There are two buffers, and a step ends by sending its block and fetching that of the next: both
-    overlap with the matmuls of the next step. (What a step begins by fetching, the compiler
-    would fetch no sooner than it is waited for.) A block that is alone stays on the chip.
+    There are two buffers on the chip. A step ends by sending its block to main memory and fetching
+    that of the next step; both transfers overlap with the next step's matmuls. (A fetch that a step
+    started itself would only be scheduled when it is waited for.) If there is only one block, it
+    stays on the chip until the end.
     """
 
     def __init__(self, whole: Any, scratch: Scratch, blocks: int):
@@ -149,15 +161,15 @@ class _RoundTrip:
         return buffer, self.whole.at[pl.ds(i * tokens, tokens)]
 
     def add(self, term: Callable[[], Any]) -> None:
-        here = self.scratch.hidden.at[self.slot]
+        buffer = self.scratch.hidden.at[self.slot]
 
         @pl.when(self.j == 0)
         def _():
-            here[...] = jnp.zeros(here.shape, here.dtype)
+            buffer[...] = jnp.zeros(buffer.shape, buffer.dtype)
 
         if self.blocks > 1:
             pl.when(self.j > 0)(lambda: self._fetch(self.slot, self.i).wait())
-        here[...] += term()
+        buffer[...] += term()
         if self.blocks > 1:
             self._send(self.slot).start()
             self._fetch_next()
@@ -172,8 +184,8 @@ class _RoundTrip:
         pl.when(again)(lambda: self._fetch(other, i).start())
 
 
-def _clear(ref: Any, axis: int, block: Array, size: int) -> None:
-    """Zero what the last block has beyond `size`, which may hold anything."""
+def _clear_padding(ref: Any, axis: int, block: Array, size: int) -> None:
+    """Zero what the last block has beyond `size`, which is undefined."""
     full, rest = divmod(size, ref.shape[axis])
     if rest == 0:
         return
@@ -185,14 +197,15 @@ def _clear(ref: Any, axis: int, block: Array, size: int) -> None:
 
 
 def _block(refs: Operands, rows: Any, j: Array, static: Static) -> tuple[Block, Array, Any]:
-    """A block of classes of some rows, its logits and the pullback of those."""
+    """The j-th block of classes for some rows, its logits and the pullback of those."""
 
-    def row(ref: Any) -> Any:
+    def of_classes(ref: Any) -> Any:
         return None if ref is None else ref[0]
 
-    width = refs.weight.shape[static.along]
+    width = refs.weight.shape[static.vocab_axis]
     head = Head(refs.hidden[rows], refs.weight[...])
-    block = Block(head, row(refs.bias), row(refs.k), refs.labels[rows] - j * width)
+    labels = refs.labels[rows] - j * width
+    block = Block(head, of_classes(refs.bias), of_classes(refs.smooth_weights), labels)
     cap = None if refs.softcap is None else refs.softcap[...]
     return block, *logits(block, cap, static.vocab_first)
 

@@ -1,108 +1,126 @@
-"""A sweep over blocks of the vocabulary: the cross-entropy's total and gradients in little memory.
+"""The sweep over blocks of the vocabulary: the least memory, for a fourth matmul.
 
-It computes the logits of each block twice: four matmuls, of which each block of the weight's
-gradient is written once, in its own dtype.
+The logits of each block are computed twice, and each block of the weight's gradient is written
+once, in its own dtype.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss.linear._blocks import (
+from jaxloss._core.mapped import alike
+from jaxloss.linear import _two_pass
+from jaxloss.linear._formulas import Settings
+from jaxloss.linear._head import Head, head_gradients
+from jaxloss.linear._sweep import Gradients, Need
+from jaxloss.linear._tokens import TokenSweep
+from jaxloss.linear._two_pass import (
     Block,
-    Part,
+    BlockStats,
     Slopes,
+    Vocabulary,
     added,
-    gradient,
-    label_of,
+    block_gradient,
+    block_stats,
+    label_logit,
     logits,
     merged,
-    nothing,
-    part,
+    no_classes,
 )
-from jaxloss.linear._rows import Settings
-from jaxloss.linear._sharding import alike
-from jaxloss.linear._tokens import Head, Wanted, head_gradients
 
 
-class Blocks(NamedTuple):
-    """All classes of this device."""
-
-    whole: Block
-    softcap: Array | None
-    vocab_first: bool
-    classes: int  # on all devices
+@dataclass(frozen=True)
+class VocabSweep:
+    tokens: TokenSweep
     block_size: int
 
-    @property
-    def along(self) -> int:
-        return 0 if self.vocab_first else 1
+    def total_and_gradients(
+        self,
+        need: Need,
+        heads: tuple[Head, ...],
+        labels: Array,
+        shared: Settings,
+        coefficients: Array,
+    ) -> tuple[Array, Gradients]:
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared)
+        passes = VocabPasses(vocabulary, self.block_size)
+        return _two_pass.total_and_gradients(
+            passes, self.tokens, need, heads, labels, shared, coefficients
+        )
 
-    def block(self, start: Any, width: int) -> tuple[Block, Array, Callable[..., Any]]:
+
+class VocabPasses(NamedTuple):
+    vocabulary: Vocabulary
+    block_size: int
+
+    def statistics(self, like: Array) -> BlockStats:
+        def collect(start: Any, width: int, stats: BlockStats) -> BlockStats:
+            block, x, _ = self._block(start, width)
+            return merged(stats, block_stats(x, block, label_logit(x, block)))
+
+        return self._fold(collect, no_classes(like))
+
+    def gradients(self, need: Need, slopes: Slopes) -> Gradients:
+        v = self.vocabulary
+
+        def write(start: Any, width: int, out: Gradients) -> Gradients:
+            block, x, pull = self._block(start, width)
+            g, g_class = block_gradient(x, block, slopes, v.total_classes)
+            g_x, g_bias, g_softcap = pull(g)
+            g_hidden, g_weight = head_gradients(
+                block.head, g_x, v.vocab_first, need.hidden[0], need.weight[0]
+            )
+            shared = out.shared._replace(
+                bias=_put(out.shared.bias, g_bias, start),
+                softcap=added(out.shared.softcap, g_softcap),
+                class_weights=_put(out.shared.class_weights, g_class, start),
+            )
+            return Gradients(
+                (added(out.hidden[0], g_hidden),),
+                (_put(out.weight[0], g_weight, start, v.vocab_axis),),
+                shared,
+                None,
+            )
+
+        return self._fold(write, self._zeros(need, slopes.top.dtype))
+
+    def _zeros(self, need: Need, dtype: Any) -> Gradients:
+        def zeros(needed: bool | None, x: Array | None, dtype: Any = None) -> Array | None:
+            return jnp.zeros_like(x, dtype) if needed and x is not None else None
+
+        head, settings = self.vocabulary.whole.head, self.vocabulary.settings
+        shared = Settings(
+            bias=zeros(need.shared.bias, settings.bias),
+            softcap=zeros(need.shared.softcap, settings.softcap),
+            class_weights=zeros(need.shared.class_weights, settings.class_weights),
+        )
+        g_hidden = zeros(need.hidden[0], head.hidden, dtype)
+        return Gradients((g_hidden,), (zeros(need.weight[0], head.weight),), shared, None)
+
+    def _block(self, start: Any, width: int) -> tuple[Block, Array, Callable[..., Any]]:
         """Some classes, their logits and the pullback of those."""
+        v = self.vocabulary
 
         def cut(x: Array | None, axis: int = 0) -> Any:
             return None if x is None else lax.dynamic_slice_in_dim(x, start, width, axis)
 
-        head, bias, k, labels = self.whole
-        weight = cut(head.weight, self.along)
-        block = Block(Head(head.hidden, weight), cut(bias), cut(k), labels - start)
-        return block, *logits(block, self.softcap, self.vocab_first)
+        head, bias, smooth_weights, labels = v.whole
+        cut_head = Head(head.hidden, cut(head.weight, v.vocab_axis))
+        block = Block(cut_head, cut(bias), cut(smooth_weights), labels - start)
+        return block, *logits(block, v.settings.softcap, v.vocab_first)
 
-    def fold(self, body: Callable[..., Any], carry: Any) -> Any:
-        """`carry = body(start, width, carry)` block by block, the last as wide as what remains."""
+    def _fold(self, body: Callable[..., Any], carry: Any) -> Any:
+        """`carry = body(start, width, carry)` for each block; the last may be narrower."""
         width = self.block_size
-        full, rest = divmod(self.whole.head.weight.shape[self.along], width)
+        full, rest = divmod(self.vocabulary.local_vocab, width)
         types = jax.eval_shape(lambda c: body(0, width, c), carry)
         carry = jax.tree.map(alike, carry, types)
         carry = lax.fori_loop(0, full, lambda i, c: body(i * width, width, c), carry)
         return body(full * width, rest, carry) if rest else carry
-
-    def statistics(self, like: Array) -> Part:
-        def look(start: Any, width: int, carry: Part) -> Part:
-            block, x, _ = self.block(start, width)
-            return merged(carry, part(x, block, label_of(x, block)))
-
-        return self.fold(look, nothing(like))
-
-    def gradients(self, wanted: Wanted, slopes: Slopes, settings: Settings) -> Wanted:
-        def write(start: Any, width: int, out: Wanted) -> Wanted:
-            block, x, pull = self.block(start, width)
-            g, g_class = gradient(x, block, slopes, self.classes)
-            g_x, g_bias, g_softcap = pull(g)
-            g_hidden, g_weight = head_gradients(
-                block.head, g_x, self.vocab_first, wanted.hidden[0], wanted.weight[0]
-            )
-            s = out.shared
-            return Wanted(
-                (added(out.hidden[0], g_hidden),),
-                (_put(out.weight[0], g_weight, start, self.along),),
-                s._replace(
-                    bias=_put(s.bias, g_bias, start),
-                    softcap=added(s.softcap, g_softcap),
-                    class_weights=_put(s.class_weights, g_class, start),
-                ),
-                None,
-            )
-
-        def zeros(wanted: bool | None, x: Array | None, dtype: Any = None) -> Array | None:
-            return jnp.zeros_like(x, dtype) if wanted and x is not None else None
-
-        head, w = self.whole.head, wanted.shared
-        start = Wanted(
-            (zeros(wanted.hidden[0], head.hidden, slopes.top.dtype),),
-            (zeros(wanted.weight[0], head.weight),),
-            Settings(
-                bias=zeros(w.bias, settings.bias),
-                softcap=zeros(w.softcap, settings.softcap),
-                class_weights=zeros(w.class_weights, settings.class_weights),
-            ),
-            None,
-        )
-        return self.fold(write, start)
 
 
 def _put(whole: Array | None, some: Array | None, start: Any, axis: int = 0) -> Array | None:

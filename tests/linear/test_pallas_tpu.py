@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
-from jaxloss.linear import _pallas_tpu
-from jaxloss.linear._blocks import total_and_gradients
-from jaxloss.linear._rows import Settings
-from jaxloss.linear._tokens import Head, Sweep, Wanted
+from jaxloss.linear import _formulas, _pallas_tpu
+from jaxloss.linear._formulas import Settings
+from jaxloss.linear._head import Head
+from jaxloss.linear._pallas_tpu import TpuSweep
+from jaxloss.linear._sweep import Need
+from jaxloss.linear._tokens import TokenSweep
 from tests import devices
 from tests.linear.test_cross_entropy import (
     assert_close,
@@ -32,7 +34,7 @@ N, D, V = 300, 5, 300
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    monkeypatch.setattr(_pallas_tpu, "ELSEWHERE", SMALL)
+    monkeypatch.setattr(_pallas_tpu, "CHIP_FOR_TESTS", SMALL)
 
 
 def exact(labels, *arrays, **static):
@@ -88,15 +90,15 @@ def test_shapes_and_dtypes(shape, dtypes, vocab_first):
 def test_transfers_are_waited_for(n, monkeypatch):
     # Here a transfer happens when it is waited for, and memory holds NaN before.
     late = pltpu.InterpretParams(dma_execution_mode="on_wait", detect_races=True)
-    monkeypatch.setattr(_pallas_tpu, "ELSEWHERE", SMALL._replace(interpret=late))
+    monkeypatch.setattr(_pallas_tpu, "CHIP_FOR_TESTS", SMALL._replace(interpret=late))
     hidden, weight, labels = operands(n=n, v=V)
-    kernels = partial(_pallas_tpu.kernels, chip=_pallas_tpu.ELSEWHERE)
     shared = Settings()
-    wanted = Wanted((True,), (True,), shared, False)
-    sweep = Sweep(max, n, vocab_first=False)
+    need = Need((True,), (True,), shared, False)
+    tokens = TokenSweep(_formulas.cross_entropy, 1, n, vocab_first=False)
+    sweep = TpuSweep(tokens, _pallas_tpu.CHIP_FOR_TESTS)
     value, out = jax.jit(
-        lambda h, w, y: total_and_gradients(
-            sweep, wanted, (Head(h, w),), y, shared, jnp.full(n, 1 / n), looks=kernels, axis=1
+        lambda h, w, y: sweep.total_and_gradients(
+            need, (Head(h, w),), y, shared, jnp.full(n, 1 / n)
         )
     )(hidden, weight, labels)
     expected = exact(labels, hidden, weight, {})
@@ -153,7 +155,7 @@ def test_one_gradient_costs_no_more_than_it():
         loss = lambda h, w: fused(h, w, labels)
         both = jax.value_and_grad(loss, argnums) if argnums else loss
         text = str(jax.make_jaxpr(both)(hidden, weight))
-        # One is in the first look, and the logits again in the second.
+        # One is in the first pass, and the logits again in the second.
         assert text.count("dot_general") == count + bool(argnums), argnums
 
 
@@ -197,7 +199,7 @@ def both(**options):
 
 @pytest.fixture
 def tpu(monkeypatch):
-    monkeypatch.setattr(_pallas_tpu, "ELSEWHERE", _pallas_tpu.Chip(2**27, wins=True))
+    monkeypatch.setattr(_pallas_tpu, "CHIP_FOR_TESTS", _pallas_tpu.Chip(2**27, wins=True))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
@@ -257,7 +259,7 @@ def test_errors(monkeypatch):
         fused(np.float16(hidden), weight, labels)
     with pytest.raises(ValueError, match=r"hidden of shape \(1, 5000\) are too long"):
         fused(np.ones((1, 5000), np.float32), np.ones((5000, 1), np.float32), np.int32([0]))
-    monkeypatch.setattr(_pallas_tpu, "ELSEWHERE", None)
+    monkeypatch.setattr(_pallas_tpu, "CHIP_FOR_TESTS", None)
     with pytest.raises(
         ValueError, match=f"is for a TPU, and this program for {jax.default_backend()}"
     ):
@@ -282,7 +284,7 @@ def described(monkeypatch):
 
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    monkeypatch.setattr(_pallas_tpu, "ELSEWHERE", None)
+    monkeypatch.setattr(_pallas_tpu, "CHIP_FOR_TESTS", None)
 
     def mesh(target, count):
         name = TOPOLOGIES[target]

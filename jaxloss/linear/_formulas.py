@@ -1,4 +1,7 @@
-"""The losses of chunks of logits, from the library's formulas for whole rows."""
+"""What the linear losses compute of a chunk of logits, by the library's dense formulas.
+
+Each function is a `LossOfLogits` of `_tokens.py`.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +17,7 @@ from jaxloss._families.divergence import distillation, js_of_probabilities
 
 
 class Settings(NamedTuple):
-    """What all tokens share, None where it is not used."""
+    """What all tokens share in a cross-entropy, None where it is not used."""
 
     bias: Array | None = None
     softcap: Array | None = None
@@ -33,7 +36,7 @@ class LinearStatistics(NamedTuple):
 
 
 def shaped(x: Array, bias: Array | None, softcap: Array | None) -> Array:
-    """Logits, from what the matmul gives; a class that the bias excludes stays excluded."""
+    """Logits, from the matmul's result; a class that the bias excludes stays excluded."""
     if bias is not None:
         x = x + bias[None]
     if softcap is None:
@@ -42,7 +45,7 @@ def shaped(x: Array, bias: Array | None, softcap: Array | None) -> Array:
 
 
 def cross_entropy(
-    logits: tuple[Array, ...], labels: Array, settings: Settings, *, axis: ClassAxis
+    logits: tuple[Array, ...], labels: Array, settings: Settings, axis: ClassAxis
 ) -> Array:
     x = shaped(logits[0], settings.bias, settings.softcap)
     return integer_cross_entropy(
@@ -52,7 +55,7 @@ def cross_entropy(
 
 
 def statistics(
-    logits: tuple[Array, ...], labels: Array, settings: Settings, *, axis: ClassAxis
+    logits: tuple[Array, ...], labels: Array, settings: Settings, axis: ClassAxis
 ) -> LinearStatistics:
     x = shaped(logits[0], settings.bias, settings.softcap)
     p, nll = softmax(x, axis)
@@ -60,21 +63,21 @@ def statistics(
         -label_nll(x, labels[:, None], axis)[:, 0],
         logsumexp(x, axis)[:, 0],
         total(times(p, nll), axis)[:, 0],
-        # A float, exact up to 2**24 classes, has a tangent in `shard_map`, which integers lack.
+        # As a float, exact up to 2**24 classes: in `shard_map` integers have no tangent.
         _argmax(lax.stop_gradient(x), axis).astype(x.dtype),
     )
 
 
 def _argmax(x: Array, axis: ClassAxis) -> Array:
-    """The first of the largest logits, counted over all devices."""
-    here = jnp.argmax(x, 1)
+    """The index of the first of the largest logits, among the classes of all devices."""
+    local_index = jnp.argmax(x, 1)
     if not isinstance(axis, Split):
-        return here
+        return local_index
     name = axis.axis_name
-    highest = jnp.max(x, 1)
-    index = here + x.shape[1] * lax.axis_index(name).astype(here.dtype)
-    elsewhere = jnp.iinfo(here.dtype).max
-    return lax.pmin(jnp.where(highest == lax.pmax(highest, name), index, elsewhere), name)
+    local_max = jnp.max(x, 1)
+    index = local_index + x.shape[1] * lax.axis_index(name).astype(local_index.dtype)
+    no_index = jnp.iinfo(index.dtype).max
+    return lax.pmin(jnp.where(local_max == lax.pmax(local_max, name), index, no_index), name)
 
 
 class Pair(NamedTuple):
@@ -85,12 +88,12 @@ class Pair(NamedTuple):
     teacher_bias: Array | None
 
 
-def kl(logits: tuple[Array, ...], labels: Array, pair: Pair, *, axis: ClassAxis) -> Array:
+def kl(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) -> Array:
     x, y = _student_and_teacher(logits, pair)
     return distillation(x, y, None, pair.temperature, axis=axis)
 
 
-def js(logits: tuple[Array, ...], labels: Array, pair: Pair, *, axis: ClassAxis) -> Array:
+def js(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) -> Array:
     x, y = (softmax(x / pair.temperature, axis).p for x in _student_and_teacher(logits, pair))
     return pair.temperature**2 * js_of_probabilities(x, y, axis)
 

@@ -1,0 +1,79 @@
+"""A sweep: one way to compute a total over all tokens and its gradients, in little memory.
+
+`total_and_gradients` is what the derivative rule (`_rule.py`) calls. The implementations trade
+memory for matmuls: `TokenSweep`, `VocabSweep`, `TpuSweep`, each in its own file.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from jax import Array, lax
+
+from jaxloss.linear._head import Head
+
+if TYPE_CHECKING:
+    from jaxloss.linear._tokens import TokenSweep
+
+
+class Need(NamedTuple):
+    """Which gradients of the total are needed: a tree of booleans, static."""
+
+    hidden: tuple[bool, ...]  # one for each head, as in `weight`
+    weight: tuple[bool, ...]
+    shared: Any
+    coefficients: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of the total, None where they are not needed."""
+
+    hidden: tuple[Array | None, ...]
+    weight: tuple[Array | None, ...]
+    shared: Any
+    coefficients: Array | None  # the losses of the tokens
+
+
+class Sweep(Protocol):
+    """One way to compute a total and its gradients. Hashable, because it is a static argument."""
+
+    @property
+    def tokens(self) -> "TokenSweep":
+        """The sweep over tokens that computes the same, and is what higher derivatives are of."""
+        ...
+
+    def total_and_gradients(
+        self,
+        need: Need,
+        heads: tuple[Head, ...],
+        labels: Array,
+        shared: Any,
+        coefficients: Array,
+    ) -> tuple[Array, Gradients]:
+        """`sum(coefficients * losses)` over all tokens, and its gradients as far as needed.
+
+        `shared` holds what all tokens share except the weights: biases and settings.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PlatformSweep:
+    """`tpu` in a program that is compiled for a TPU, the sweep over tokens in any other."""
+
+    tokens: "TokenSweep"
+    tpu: Sweep
+
+    def total_and_gradients(
+        self,
+        need: Need,
+        heads: tuple[Head, ...],
+        labels: Array,
+        shared: Any,
+        coefficients: Array,
+    ) -> tuple[Array, Gradients]:
+        return lax.platform_dependent(
+            heads, labels, shared, coefficients,
+            tpu=partial(self.tpu.total_and_gradients, need),
+            default=partial(self.tokens.total_and_gradients, need),
+        )  # fmt: skip
