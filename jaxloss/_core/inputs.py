@@ -6,10 +6,10 @@ that no derivative can see it, and the results after.
 """
 
 import jax.numpy as jnp
-from jax.experimental import checkify
 
 from jaxloss._core import checks
 from jaxloss._core.numerics import one_or_nan
+from jaxloss._core.reports import report
 
 
 def elementwise(x_name, x, z_name, z, where):
@@ -86,17 +86,18 @@ def labels(name, x, labels, axis, ignore_index):
             f"along axis {axis}: expected labels of shape {rows}"
         )
     checks.fits("labels", labels, f"rows of {name}", rows)
-    check_labels(labels, x.shape[axis], ignore_index)
+    labels = reported_labels(labels, x.shape[axis], ignore_index)
     return jnp.expand_dims(jnp.broadcast_to(labels, rows), axis)
 
 
-def check_labels(labels, n, ignore_index):
-    """Report labels that are not classes, to who asks `checkify` for it."""
+def reported_labels(labels, n, ignore_index):
+    """The labels; `checkify` finds those that are not classes."""
     valid = (labels >= 0) & (labels < n)
     if ignore_index is not None:
         valid |= labels == ignore_index
     allowed = f"[0, {n})" if ignore_index is None else f"[0, {n}) or {ignore_index}"
-    checkify.debug_check(
+    return report(
+        labels,
         jnp.all(valid),
         f"labels must be in {allowed}, but reach from {{low}} to {{high}}",
         low=jnp.min(labels, initial=0),

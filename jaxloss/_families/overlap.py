@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
 from jaxloss._core.numerics import ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
+from jaxloss._core.reports import report
 from jaxloss._core.rows import centred, complement, row, softmax
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import class_shape
@@ -370,7 +370,7 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
         return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
-        _report_sums(x, live, tolerance)
+        x = _reported_sums(x, live, tolerance)
     p = inputs.probabilities(x)
     return outcomes(p, 1 - p, t, axis)
 
@@ -425,11 +425,13 @@ def _both_rule(primals, tangents):
     return (p, q), (dp, -dp)
 
 
-def _report_sums(p, live, tolerance):
-    sums = jnp.sum(p, -1)
+def _reported_sums(p, live, tolerance):
+    """The probabilities; `checkify` finds those of a pixel that do not sum to one."""
+    sums = jnp.sum(jax.lax.stop_gradient(p), -1)
     if live is not None:  # Without some of the classes there is no sum to expect.
         sums = jnp.where(jnp.all(live, -1), sums, 1)
-    checkify.debug_check(
+    return report(
+        p,
         jnp.all(jnp.abs(sums - 1) <= tolerance),
         "the probabilities of a pixel must sum to one, but sums reach from {low} to {high}",
         low=jnp.min(sums, initial=1),

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
 from jaxloss._core.numerics import largest, one_or_nan
+from jaxloss._core.reports import report
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
@@ -153,7 +153,8 @@ def _check(logits, logit_paddings, labels, label_paddings, blank) -> _Batch:
         raise ValueError(f"blank_id must be in [0, {classes}), got {blank}")
     kept, live = ends == 0, frames == 0
     known = ~kept | ((labels >= 0) & (labels < classes) & (labels != blank))
-    checkify.debug_check(
+    labels = report(
+        labels,
         jnp.all(known),
         f"labels must be in [0, {classes}) and not the blank, {blank}, but reach from {{low}} to "
         f"{{high}}",
@@ -162,8 +163,8 @@ def _check(logits, logit_paddings, labels, label_paddings, blank) -> _Batch:
     )
     right = jnp.all(kept[:, 1:] <= kept[:, :-1], 1)
     right &= jnp.all(kept | (ends == 1), 1) & jnp.all(live | (frames == 1), 1)
-    checkify.debug_check(
-        jnp.all(right), "paddings must be 0 or 1, and labels be padded on the right only"
+    labels = report(
+        labels, jnp.all(right), "paddings must be 0 or 1, and labels be padded on the right only"
     )
     labels = jnp.where(kept & known, labels, blank).astype(jnp.int32)
     return _Batch(x, live, labels, kept, right & jnp.all(known, 1))

@@ -44,7 +44,7 @@ def binary_crossentropy(
     [0.91629076 0.7135582 ]
     """
     t, p = pair(y_true, y_pred)
-    _confusion.check(p, from_logits)
+    p = _confusion.checked(p, from_logits)
     t = _smooth_binary(t, label_smoothing)
     if from_logits:
         return mean(jaxloss.sigmoid_binary_cross_entropy(p, t), axis)
@@ -71,7 +71,7 @@ def binary_focal_crossentropy(
     [0.095634]
     """
     t, p = pair(y_true, y_pred)
-    _confusion.check(p, from_logits)
+    p = _confusion.checked(p, from_logits)
     t = _smooth_binary(t, label_smoothing)
     weight = alpha if apply_class_balancing else None
     if from_logits:
@@ -165,7 +165,7 @@ def sparse_categorical_crossentropy(
     """
     labels, p, axis = labelled(y_true, y_pred, axis)
     _warn_of_one_class(p, axis)
-    _confusion.check(p, from_logits, axis)
+    p = _confusion.checked(p, from_logits, axis)
     ignored = None if ignore_class is None else int(ignore_class)
     if from_logits:
         return jaxloss.softmax_cross_entropy_with_integer_labels(
@@ -194,7 +194,7 @@ def categorical_generalized_cross_entropy(
     """
     labels, p, axis = labelled(y_true, y_pred, -1)
     q = checks.scalar("q", q, p.dtype, 0, 1)
-    _confusion.check(p, False, axis)
+    p = _confusion.checked(p, False, axis)
     return _bounded(nonnegative(p), labels, q)
 
 
@@ -235,7 +235,7 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     t, p = pair(y_true, y_pred, "; integer class labels are for the sparse losses")
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
-    _confusion.check(p, from_logits, axis)
+    p = _confusion.checked(p, from_logits, axis)
     checks.option("label_smoothing", smoothing, 0, 1)
     if not isinstance(smoothing, (int, float)) or smoothing != 0:
         t = jaxloss.smooth_labels(t, smoothing, axis=axis)

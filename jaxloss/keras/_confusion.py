@@ -5,9 +5,10 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
-from jax.experimental import checkify
+
+from jaxloss._core.reports import report
 
 # How far from [0, 1], or from a sum of one, probabilities may be; and how many numbers of one
 # sign below one cannot be a coincidence.
@@ -21,8 +22,8 @@ class LogitsWarning(UserWarning):
     """Predictions do not look like what `from_logits` says they are."""
 
 
-def check(p: Array, from_logits: bool, axis: int | None = None) -> None:
-    """Warn of predictions that contradict `from_logits`; under `checkify` it is an error.
+def checked(p: Array, from_logits: bool, axis: int | None = None) -> Array:
+    """`p`; warn of predictions that contradict `from_logits`; under `checkify` it is an error.
 
     Args:
         p: predictions, floating.
@@ -30,7 +31,7 @@ def check(p: Array, from_logits: bool, axis: int | None = None) -> None:
         axis: the class axis; None for binary predictions.
     """
     if not p.size or not (p.ndim or axis is None):
-        return
+        return p
     rows = p.reshape(-1) if axis is None else jnp.moveaxis(p, axis, -1).reshape(-1, p.shape[axis])
     if from_logits:
         suspect = _like_probabilities
@@ -45,9 +46,10 @@ def check(p: Array, from_logits: bool, axis: int | None = None) -> None:
             "they are logits, or give the model a sigmoid or softmax"
         )
     if isinstance(rows, Tracer):
-        checkify.debug_check(~jnp.asarray(suspect(rows)), message)
-    elif suspect(np.asarray(rows[:_ROWS])):
+        return report(p, ~jnp.asarray(suspect(lax.stop_gradient(rows))), message)
+    if suspect(np.asarray(rows[:_ROWS])):
         warnings.warn(message, LogitsWarning, stacklevel=caller())
+    return p
 
 
 def _like_logits(rows):
@@ -63,7 +65,7 @@ def _like_probabilities(rows):
 
 
 def caller() -> int:
-    """The stack level, for `warnings.warn` in `check`, of the first frame outside the library."""
+    """The stack level, for `warnings.warn` in `checked`, of the first frame outside the library."""
     level = 2
     while sys._getframe(level).f_globals.get("__name__", "").startswith("jaxloss."):
         level += 1

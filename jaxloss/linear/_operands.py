@@ -59,8 +59,7 @@ def labels_of(
             f"labels of shape {y.shape} do not match hidden of shape {(*shape, 'D')}: expected "
             f"labels of shape {shape}"
         )
-    inputs.check_labels(y, classes, ignore_index)
-    return y
+    return inputs.reported_labels(y, classes, ignore_index)
 
 
 def of_tokens(
