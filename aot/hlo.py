@@ -26,10 +26,11 @@ _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)")
 
-_VIEWS = {"bitcast", "get-tuple-element", "reshape", "copy-done"}
+_VIEWS = {"bitcast", "get-tuple-element", "reshape", "copy-done", "slice-done"}
 _NO_KERNEL = _VIEWS | {
     "parameter", "constant", "tuple", "after-all", "partition-id", "replica-id",
     "opt-barrier", "optimization-barrier", "add-dependency", "domain", "copy-start",
+    "slice-start",
     "async-start", "async-update", "async-done", "while", "conditional", "call",
 }  # fmt: skip
 _SOME = {"dynamic-slice", "slice", "gather"}

@@ -108,7 +108,7 @@ def test_quick_exactness(name):
         (quantity, peer) for quantity in ("value", "gradient") for peer in work.losses
     ]
     for row in rows:
-        assert row["count"] >= 4 and row["median"] <= row["p99"] <= row["worst"]
+        assert row["count"] >= 4 and row["median"] <= row["worst"]
         if row["peer"] == "jaxloss":
             assert row["worst"] <= work.case.ulps and not row["not_finite"]
 

@@ -311,7 +311,7 @@ def test_is_a_pytree_of_its_numeric_options():
     by_smoothing = np.mean(-c[Y] * nll - (c * lp).mean(-1))
     by_weights = (0.9 * np.eye(3)[Y] * nll[:, None] - 0.1 / 3 * lp).mean(0)
     options = dict(gradient.options)
-    close(options["label_smoothing"], by_smoothing)
+    close(options["label_smoothing"], by_smoothing, atol=5e-7)  # A difference of terms of about 1.
     close(options["class_weights"], by_weights)
 
 

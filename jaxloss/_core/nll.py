@@ -19,6 +19,7 @@ from jaxloss._core.split import (
     classes,
     largest_of,
     local_labels,
+    nan_beside_inf,
     of_label,
     sums,
     total,
@@ -67,7 +68,7 @@ def soft_row(x: Array, y: Array, axis: ClassAxis) -> SoftRow:
     tail = rest + jnp.maximum(ties - 1, 0)
     behind = jnp.where((top == jnp.inf) & (behind > 0), jnp.inf, behind)
     # A NaN that a minimum drops makes its exponential infinite.
-    valid = rest < jnp.inf
+    valid = (rest < jnp.inf) & ~jnp.isnan(nan_beside_inf(x, top, axis))
     scale = nan_unless(valid, jnp.where(ties > 0, 1 / (1 + tail), 0))
     loss = nan_unless(valid, behind + whole * jnp.log1p(tail))
     sole = jnp.where(ties > 1, jnp.inf, top)
@@ -120,17 +121,21 @@ def label_row(x: Array, labels: Array, axis: ClassAxis) -> LabelRow:
     """With g = top - x_label and t the tail: `loss = g + log(t + exp(-g))`."""
     largest_logit = largest_of(x, axis)
     top = jnp.clip(largest_logit, -largest(x.dtype), largest(x.dtype))
-    e = jnp.exp(jnp.minimum(x - top, 0))
+    e = jnp.exp(-finite_gap(x, top))
     tail = total(passes.zero_at(class_index(x, axis), _local(labels, x, axis), e), axis)
-    valid = (labels >= 0) & (labels < classes(x, axis))
-    x_label = nan_unless(valid, of_label(x, labels, axis))
-    gap = jnp.maximum(top - x_label, 0)
+    valid = (labels >= 0) & (labels < classes(x, axis)) & (tail < jnp.inf)
+    valid &= ~jnp.isnan(nan_beside_inf(x, largest_logit, axis))
+    x_label = of_label(x, labels, axis)
+    # No maximum: on a CPU that may drop a NaN.
+    gap = jnp.where(x_label > top, 0, top - x_label)
     e_label = jnp.exp(-gap)
     loss = jnp.log1p(beyond_one(tail, e_label)) + gap
     loss = jnp.where((largest_logit == jnp.inf) & (x_label < jnp.inf), jnp.inf, loss)
     # Without any class nothing counts.
-    scale = 1 / jnp.maximum(tail + e_label, float(jnp.finfo(x.dtype).tiny))
-    return LabelRow(e, tail, scale, loss)
+    weight, tiny = tail + e_label, float(jnp.finfo(x.dtype).tiny)
+    scale = 1 / jnp.where(weight < tiny, tiny, weight)
+    # Last of all: what is computed of a constant NaN may be anything on a CPU.
+    return LabelRow(e, tail, nan_unless(valid, scale), nan_unless(valid, loss))
 
 
 class Terms(NamedTuple):
@@ -180,7 +185,8 @@ def class_index(x: Array, axis: ClassAxis) -> Array:
 
 def _local(labels: Array, x: Array, axis: ClassAxis) -> Array:
     n = classes(x, axis)
-    return local_labels(jnp.clip(labels, -1, n).astype(jnp.int32), x.shape[axis], axis)
+    label = jnp.where((labels >= 0) & (labels < n), labels, n).astype(jnp.int32)
+    return local_labels(label, x.shape[axis], axis)
 
 
 def other_class(labels: Array, x: Array, axis: ClassAxis) -> Array:

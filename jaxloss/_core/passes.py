@@ -120,6 +120,22 @@ def _all_alike(trees: Any) -> Any:
     return jax.tree.map(lambda x: alike(x, *leaves), trees)
 
 
+def nan_beside_inf(x: Array, top: Array, axis: int) -> Array:
+    """0, or NaN for a row with a NaN beside a largest entry of inf.
+
+    `exp(min(x, big) - top)` is infinite for a NaN that the minimum drops, but not there.
+    """
+
+    def cpu(x: Array, top: Array) -> Array:
+        look = jnp.any(top >= float(jnp.finfo(x.dtype).max))  # Which is next to never.
+        return lax.cond(look, lambda x, _: jnp.sum(nan_of(x), axis, keepdims=True), default, x, top)
+
+    def default(x: Array, top: Array) -> Array:
+        return alike(jnp.zeros_like(top), x, top)
+
+    return lax.platform_dependent(*_all_alike((x, top)), cpu=cpu, default=default)
+
+
 def _name(formula: Formula) -> str:
     return f"{formula.__module__}.{formula.__qualname__}"
 

@@ -91,6 +91,11 @@ def sums(
     return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
 
 
+def nan_beside_inf(x: Array, top: Array, axis: ClassAxis) -> Array:
+    local = passes.nan_beside_inf(x, top, operator.index(axis))
+    return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
+
+
 def largest_of(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_max, x, groups)

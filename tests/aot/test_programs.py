@@ -143,7 +143,7 @@ def test_classes_split_over_devices_send_numbers_of_rows(name):
 # Losses of arrays.
 
 ELEMENTS = ((2**20,), jnp.float32), ((2**20,), jnp.float32)
-SOFT = ((1024, 4096), jnp.float32), ((1024, 4096), jnp.float32)
+SOFT = ((8192, 8192), jnp.float32), ((8192, 8192), jnp.float32)  # More than a TPU keeps on chip.
 LABELS = ((1024, 4096), jnp.float32), ((1024,), jnp.int32)
 
 # How often value and gradient look at arrays of the size of the predictions.
