@@ -20,9 +20,11 @@ from benchmarks.works import NAIVE, OURS, TORCH, Size, Work, on_cpu
 
 # Of a gradient, by its largest entry: sums in another order differ by less.
 EQUAL = 1e-3
-SHORTEST = 2e-3  # seconds of one timed run, which repeats the program until then
+SHORTEST = 5e-3  # seconds of one timed run, which repeats the program until then
 LONG = 0.5  # seconds from which on a run needs no other before it
-LONGEST = 5.0  # seconds from which on three turns are enough
+# Seconds from which on three turns are enough, of the headline and of other modes: with these all
+# losses take about 20 minutes on two quiet cores.
+LONGEST, BRIEFER = 4.0, 1.5
 # Besides the headline, the mode whose results are compared.
 CHECKED = "returned"
 
@@ -71,7 +73,7 @@ def _timed(work, size, mode, batch, runs, apart, repeats) -> Iterator[Row]:
     runs = {peer: run for peer, run in runs.items() if not isinstance(run, Exception)}
     runs = {peer: run for peer, run in runs.items() if not isinstance(apart[peer], str)}
     runs[programs.LIMIT] = programs.limit(work, size, mode, batch)
-    seconds = interleaved(runs, repeats)
+    seconds = interleaved(runs, repeats, LONGEST if mode == HEADLINE else BRIEFER)
     about = {"loss": work.name, "at": size.name, "size": str(size), "mode": mode}
     for peer in [*work.losses, programs.LIMIT]:
         row = {**about, "peer": peer, "difference": apart.get(peer, 0.0)}
@@ -92,7 +94,9 @@ def equal(row: Row) -> bool:
     return not isinstance(row["difference"], str) and row["difference"] <= EQUAL
 
 
-def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
+def interleaved(
+    runs: Mapping[str, Run], repeats: int, longest: float = LONGEST
+) -> dict[str, np.ndarray]:
     """Seconds of one run of each program, `repeats` times in turn, or three if that takes long."""
     once = {name: _once(run, 1) for name, run in runs.items()}
     times = {name: max(1, int(SHORTEST / each)) for name, each in once.items()}
@@ -103,7 +107,7 @@ def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
             if once[name] < LONG:
                 run()
             seconds[name].append(_once(run, times[name]))
-        if turn >= 2 and time.perf_counter() - start > LONGEST:
+        if turn >= 2 and time.perf_counter() - start > longest:
             break
     return {name: np.array(s) for name, s in seconds.items()}
 
