@@ -33,3 +33,18 @@ def test_minimum_is_at_the_label(x, z):
 def test_pos_weight_is_linear(x, z, w):
     one, two = bce(x, z), bce(x, z, pos_weight=2.0)
     close(bce(x, z, pos_weight=w), one + (w - 1) * (two - one), 8 * (1 + abs(x)))
+
+
+@pytest.mark.parametrize("outer", [jax.grad, jax.jacfwd])
+@pytest.mark.parametrize("inner", [jax.grad, jax.jacfwd])
+def test_the_second_derivative_adds_weights_before_it_underflows(outer, inner):
+    """(a + b) * sigmoid(x) * sigmoid(-x), of which b's part alone is flushed to zero."""
+    second = jax.jit(outer(inner(jaxloss.sigmoid_binary_cross_entropy)))
+    np.testing.assert_allclose(second(85.47307, 0.15494637), 7.5773634e-38, rtol=1e-6)
+
+
+def test_smoothing_keeps_a_label_s_digits():
+    """1 - z of a smoothed label near one is the small number that it is."""
+    x, s = jnp.float32(50), 2.0**-20
+    loss = jaxloss.sigmoid_binary_cross_entropy(x, 1.0, label_smoothing=s)
+    np.testing.assert_allclose(loss, 50 * s / 2, rtol=1e-6)
