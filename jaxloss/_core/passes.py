@@ -62,12 +62,24 @@ def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> 
 
     def cpu(*operands: Array) -> list[Array]:
         shapes = jax.eval_shape(whole, *operands)
-        if shapes[0].shape[axis] <= SHORT:
-            return _in_one_loop(whole(*operands), axis)
+        if shapes[0].shape[axis] <= SHORT and not _explicitly_sharded(operands):
+            carrier = _tangent_carrier(operands)
+            return _in_one_loop([t + carrier for t in whole(*operands)], axis)
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
     return lax.platform_dependent(*_all_alike(operands), cpu=cpu, default=one_by_one)
+
+
+def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
+    """0, which XLA sees, with a tangent that JAX takes for one if any operand has one.
+
+    Of several terms in one loop JAX differentiates either all or none. (A scan that is
+    linearised keeps no rule of what it computes, so that further orders see this.)
+    """
+    floating = [x for x in operands if x.size and jnp.issubdtype(x.dtype, jnp.floating)]
+    never = jnp.zeros((), bool)
+    return sum((jnp.where(never, x[(0,) * x.ndim], 0) for x in floating), 0)
 
 
 def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
