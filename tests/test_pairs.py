@@ -194,7 +194,8 @@ def temporaries(loss, x, y):
 @pytest.mark.parametrize("name", TOWERS)
 def test_memory_of_towers(name):  # One array of batch times batch is 268 MB.
     loss = functools.partial(TOWERS[name], chunk_size=128)
-    assert temporaries(loss, (8192, 64), jnp.float32) <= 40e6
+    # 4 MB of it are a block of logits that is looked at again if one of them is infinite.
+    assert temporaries(loss, (8192, 64), jnp.float32) <= 41e6
 
 
 @pytest.mark.parametrize("name", LABELLED)
