@@ -17,11 +17,12 @@ from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
+from jaxloss.linear._stored import StoredSweep
 from jaxloss.linear._sweep import PlatformSweep, Sweep
 from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._vocab import VocabSweep
 
-Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
+Implementation = Literal["tokens", "stored", "vocab", "pallas_tpu", "dense"]
 
 
 def linear_cross_entropy(
@@ -72,25 +73,13 @@ def linear_cross_entropy(
         z_loss: weight of the squared log-normaliser.
         logit_softcap: c, positive; logits stay in (-c, c), but for -inf.
         class_weights: V weights, at least 0; they multiply the loss and do not normalise it.
-        chunk_size: how many tokens ("vocab": classes) to take at once. By default as many as make
-            logits of 64 MiB ("vocab": 32), but not fewer than min(D, 1024), for matmuls that stay
-            large.
-        implementation: by default "tokens"; on a TPU with one core, for a large vocabulary and
-            operands that are not split over devices unless in `shard_map`, "pallas_tpu".
-
-            - "tokens": chunks of tokens, three matmuls for value and gradients (two if `hidden`
-              or `weight` is not differentiated). Temporary memory, in bytes, at most
-              8 * chunk_size * V for logits and their gradients, 4 * D * V for the gradient of the
-              weight while it adds up, and 8 * N * D.
-            - "vocab": blocks of the vocabulary, four matmuls; a block of the weight's gradient
-              is written once, in its own dtype. Temporary memory at most 8 * chunk_size * N and
-              8 * N * D. Not for reduction "none"; a weight split over devices belongs
-              in `shard_map`, with `axis_name`.
-            - "pallas_tpu": TPU kernels, four matmuls, for float32 and bfloat16. Logits never leave
-              the chip. Temporary memory 4 * N * D for hidden in bfloat16, and a few numbers a
-              token. Not for reduction "none", and without chunk_size; operands split over devices
-              belong in `shard_map`. Derivatives beyond the first are those of "tokens".
-            - "dense": all logits at once, plainly.
+        chunk_size: how many tokens ("vocab": classes) to take at once. The default makes logits of
+            64 MiB ("stored", "vocab": 32), but takes no fewer than min(D, 1024) ("stored": half as
+            many), so that matmuls stay large.
+        implementation: how value and gradients share time and memory; see below. By default
+            "stored" on GPUs and TPUs and "tokens" on CPUs, or wherever `chunk_size` is given;
+            "pallas_tpu" on TPUs with one core, for a large vocabulary and operands that are not
+            split over devices, unless in `shard_map`.
         axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
             and `class_weights` is split; labels are those of the whole vocabulary.
 
@@ -106,7 +95,29 @@ def linear_cross_entropy(
             TPU.
 
     Reverse mode by a reduced loss only scales gradients that were formed together with the value;
-    by reduction "none" it computes the logits of each chunk once more.
+    by reduction "none" it computes the logits of each chunk once more. Derivatives beyond the first
+    are those of "tokens", whatever the implementation.
+
+    Implementations, with their temporary memory in bytes for value and both gradients, at most,
+    beside operands and results. There are N tokens, D features, V classes and chunks of C, and
+    operands of b bytes a number. The first three need `8 N D` as well.
+
+    - "tokens": `8 C V + 4 D V`, the logits of a chunk of tokens and their gradient, and the
+      weight's gradient, which is accumulated in float32. Three matmuls; two if only one of `hidden`
+      and `weight` is differentiated. For any reduction, and the one to take to save memory.
+    - "stored": `b M V + 8 C V`, the gradient of M tokens' logits in the dtype of the operands, from
+      which one matmul makes each gradient. M is N, up to max(2 D, 8192); more tokens are divided
+      into groups, over which the weight's gradient is accumulated: `4 D V` more. The same
+      matmuls. The fastest where main memory is the limit, as on accelerators. In half precision it
+      needs a third of what all logits and their gradient need, and for M <= 2 D no more than
+      "tokens"; in float32 twice that. Not for reduction "none".
+    - "vocab": `8 C N`, the logits of a block of classes. Four matmuls. The least memory on every
+      platform, for a vocabulary or a batch that leaves no room for the others. Not for reduction
+      "none"; a weight that is split over devices belongs in `shard_map`, with `axis_name`.
+    - "pallas_tpu": `4 N D` for hidden in bfloat16, and a few numbers a token; logits never leave
+      the chip. Four matmuls, as kernels for TPUs, in float32 and bfloat16. Not for reduction
+      "none", and without `chunk_size`; operands that are split over devices belong in `shard_map`.
+    - "dense": all logits at once, plainly: `8 N V`. For a small vocabulary.
 
     References:
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024,
@@ -149,7 +160,7 @@ def _check_implementation(implementation: str | None, reduction: str) -> None:
     names = get_args(Implementation)
     if implementation is not None and implementation not in names:
         raise ValueError(f"implementation must be None or one of {names}, got {implementation!r}")
-    if implementation in ("vocab", "pallas_tpu") and reduction == "none":
+    if implementation in ("stored", "vocab", "pallas_tpu") and reduction == "none":
         raise ValueError(
             f"implementation={implementation!r} forms gradients together with one number, so it "
             "has no reduction='none'; leave implementation out"
@@ -224,14 +235,28 @@ def _sweep(
     vocab_first: bool,
 ) -> Sweep:
     """For operands of `size`: how many tokens, features and classes a device has."""
+    n, features, _ = size
     of_tokens = None if implementation == "vocab" else chunk_size
     chunk = _operands.chunk_of_tokens(of_tokens, *size)
     tokens = TokenSweep(_formulas.cross_entropy, axis, chunk, vocab_first)
     if implementation == "vocab":
         return VocabSweep(tokens, _operands.block_of_classes(chunk_size, *size))
-    if chip is None or size[0] == 0:
+    if implementation == "tokens" or n == 0:
         return tokens
+    group = _operands.stored_group(n, features)
+    stored = StoredSweep(tokens, _operands.stored_chunk(chunk_size, group, *size[1:]), group)
+    if implementation == "stored":
+        return stored
+    kernels = None if chip is None else _kernels(tokens, chip)
+    if implementation == "pallas_tpu" and kernels is not None:
+        return kernels
+    # Whoever says how many tokens to take at once does so to save memory.
+    if chunk_size is not None or chunk >= group:
+        return tokens
+    return PlatformSweep(tokens, tpu=kernels or stored, gpu=stored)
+
+
+def _kernels(tokens: TokenSweep, chip: Any) -> Sweep:
     from jaxloss.linear._pallas_tpu import TpuSweep
 
-    kernels = TpuSweep(tokens, chip)
-    return kernels if implementation == "pallas_tpu" else PlatformSweep(tokens, tpu=kernels)
+    return TpuSweep(tokens, chip)

@@ -22,7 +22,7 @@ def vocab_size(head: Head, vocab_first: bool) -> int:
 
 
 def logits_of(head: Head, vocab_first: bool) -> Array:
-    return _dot(head.hidden, 1, head.weight, 1 if vocab_first else 0)
+    return _dot(head.hidden, (1,), head.weight, (1 if vocab_first else 0,))
 
 
 def logits_dtype(*heads: Head) -> jnp.dtype:
@@ -33,21 +33,28 @@ def logits_dtype(*heads: Head) -> jnp.dtype:
 def head_gradients(
     head: Head, g: Array, vocab_first: bool, hidden: bool, weight: bool
 ) -> tuple[Array | None, Array | None]:
-    """Backpropagate the gradient `g` of the logits to `hidden`, `weight` or both."""
-    # In the dtype of the operands, like the matmul that made the logits.
-    if head.hidden.dtype == head.weight.dtype:
-        g = g.astype(head.weight.dtype)
+    """Backpropagate the gradient `g` of the logits to `hidden`, `weight` or both.
+
+    Tokens may have several axes.
+    """
+    g, tokens = for_matmuls(g, head), tuple(range(g.ndim - 1))
     g_hidden = g_weight = None
     if hidden:
-        g_hidden = _dot(g, 1, head.weight, 0 if vocab_first else 1)
+        g_hidden = _dot(g, (g.ndim - 1,), head.weight, (0 if vocab_first else 1,))
     if weight:
-        g_weight = _dot(g, 0, head.hidden, 0) if vocab_first else _dot(head.hidden, 0, g, 0)
+        operands = (g, head.hidden) if vocab_first else (head.hidden, g)
+        g_weight = _dot(operands[0], tokens, operands[1], tokens)
     return g_hidden, g_weight
 
 
-def _dot(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
-    """Contract one axis of each, accumulating in float32 (float64 for float64)."""
-    dims = (((axis_a,), (axis_b,)), ((), ()))
+def for_matmuls(g: Array, head: Head) -> Array:
+    """Round to the dtype of the operands, in which the logits were multiplied too."""
+    return g.astype(head.weight.dtype) if head.hidden.dtype == head.weight.dtype else g
+
+
+def _dot(a: Array, axes_a: tuple[int, ...], b: Array, axes_b: tuple[int, ...]) -> Array:
+    """Contract some axes of each, accumulating in float32 (float64 for float64)."""
+    dims = ((axes_a, axes_b), ((), ()))
     return lax.dot_general(a, b, dims, preferred_element_type=logits_dtype(Head(a, b)))
 
 

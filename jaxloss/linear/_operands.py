@@ -20,6 +20,9 @@ _CHUNK_BYTES = 64 * 2**20
 # weight and its gradient, which every chunk reads and writes: 8 bytes for 2 * tokens flops, where a
 # TPU v5e does 240 flops a byte and an H100 295.
 _MIN_TOKENS = 1024
+# The gradients of this many tokens' logits are stored at once; the weight's gradient, accumulated
+# over more of them, then costs little.
+_GROUP_TOKENS = 8192
 
 
 def head(
@@ -116,10 +119,31 @@ def without(
 
 
 def chunk_of_tokens(size: int | None, n: int, features: int, local_vocab: int) -> int:
-    """How many of `n` tokens to take at once. The default avoids padding where that is free."""
+    """How many of `n` tokens to take at once."""
     if size is not None:
         return min(size, max(n, 1))
-    most = min(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1))
+    return _even(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features)), n)
+
+
+def stored_chunk(size: int | None, n: int, features: int, local_vocab: int) -> int:
+    """The same for the sweep whose chunks do not read and write the weight's gradient."""
+    if size is not None:
+        return min(size, max(n, 1))
+    return _even(max(_CHUNK_BYTES // (8 * local_vocab), min(_MIN_TOKENS, features) // 2), n)
+
+
+def stored_group(n: int, features: int) -> int:
+    """For how many of `n` tokens to store the gradient of the logits at once.
+
+    In half precision, those of 2 * features tokens are as large as the gradient of the weight in
+    float32, which the token sweep holds.
+    """
+    return _even(max(2 * features, _GROUP_TOKENS), n)
+
+
+def _even(most: int, n: int) -> int:
+    """A size of at most `most` of the parts of `n`, without a rest where that is cheap."""
+    most = min(max(most, 1), max(n, 1))
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1

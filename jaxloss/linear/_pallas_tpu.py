@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType
 
 from jaxloss._core.mapped import alike
 from jaxloss.linear import _tpu_kernels, _two_pass
 from jaxloss.linear._formulas import Settings
 from jaxloss.linear._head import Head
+from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._tpu_kernels import Operands, Results, Scratch, Static
@@ -95,7 +95,8 @@ def preferred_chip(head: Head) -> Chip | None:
     They take four matmuls and that sweep three. But each of its chunks reads and writes the
     gradient of the weight, and a short chunk waits for that.
     """
-    chip = _current_chip() if _supported(head) and _alone() else None
+    # XLA cannot partition a kernel.
+    chip = _current_chip() if _supported(head) and unpartitioned() else None
     if chip is None or not chip.wins or _second_bytes(_SECOND[0], head) > chip.room:
         return None
     return chip
@@ -103,15 +104,6 @@ def preferred_chip(head: Head) -> Chip | None:
 
 def _supported(head: Head) -> bool:
     return all(x.dtype in (jnp.float32, jnp.bfloat16) for x in head)
-
-
-def _alone() -> bool:
-    """Whether operands are known not to be split over devices: XLA cannot partition a kernel."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.device_count() == 1
-    kinds = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    return all(kind == AxisType.Manual or size == 1 for kind, size in kinds)
 
 
 def _first_bytes(tile: _Tile, head: Head) -> int:

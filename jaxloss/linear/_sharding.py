@@ -31,6 +31,15 @@ def _leading(like: Array | None) -> PartitionSpec:
     return PartitionSpec() if like is None else PartitionSpec(*jax.typeof(like).sharding.spec)
 
 
+def unpartitioned() -> bool:
+    """Whether XLA is known not to split the program over devices, inside `shard_map` or alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1
+    kinds = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    return all(kind == AxisType.Manual or size == 1 for kind, size in kinds)
+
+
 def groups(tokens: Array) -> int:
     """Over how many devices the first axis of the tokens is split, according to its type."""
     sharding = jax.typeof(tokens).sharding

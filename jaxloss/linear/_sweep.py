@@ -1,7 +1,7 @@
 """A sweep: one way to compute a total over all tokens and its gradients, in little memory.
 
 `total_and_gradients` is what the derivative rule (`_rule.py`) calls. The implementations trade
-memory for matmuls: `TokenSweep`, `VocabSweep`, `TpuSweep`, each in its own file.
+memory for time: `TokenSweep`, `StoredSweep`, `VocabSweep`, `TpuSweep`, each in its own file.
 """
 
 from dataclasses import dataclass
@@ -59,10 +59,14 @@ class Sweep(Protocol):
 
 @dataclass(frozen=True)
 class PlatformSweep:
-    """`tpu` in a program that is compiled for a TPU, the sweep over tokens in any other."""
+    """A sweep for TPUs, one for GPUs, and the token sweep for everything else.
+
+    Which of them runs is decided when the program is lowered.
+    """
 
     tokens: "TokenSweep"
     tpu: Sweep
+    gpu: Sweep
 
     def total_and_gradients(
         self,
@@ -72,8 +76,10 @@ class PlatformSweep:
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
+        sweeps = self.tokens, self.tpu, self.gpu
+        # One function for each sweep, even if it serves two platforms: each is traced.
+        run = {sweep: partial(sweep.total_and_gradients, need) for sweep in sweeps}
         return lax.platform_dependent(
             heads, labels, shared, coefficients,
-            tpu=partial(self.tpu.total_and_gradients, need),
-            default=partial(self.tokens.total_and_gradients, need),
+            tpu=run[self.tpu], cuda=run[self.gpu], rocm=run[self.gpu], default=run[self.tokens],
         )  # fmt: skip

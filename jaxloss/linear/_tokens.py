@@ -59,24 +59,35 @@ class TokenSweep:
         def chunk(tokens):
             hidden, labels, a = tokens
             some = with_hidden(heads, hidden)
-            logits = self.logits(some)
-            losses, pull = jax.vjp(lambda x, s: self.losses(x, labels, s), logits, shared)
-            g_logits, g_shared = pull(alike(a, losses))
+            total, g_logits, g_shared, losses = self.backward(need, some, labels, shared, a)
             matmuls = [
                 head_gradients(head, g, self.vocab_first, *which)
                 for head, g, *which in zip(some, g_logits, need.hidden, need.weight, strict=True)
             ]
             g_hidden, g_weight = zip(*matmuls, strict=True)
-            g_hidden = in_dtypes(g_hidden, hidden)
-            g_shared = jax.tree.map(lambda n, g: g if n else None, need.shared, g_shared)
-            each = g_hidden, clip_to_finite(losses) if need.coefficients else None
-            return (jnp.sum(times(a, losses)), g_weight, g_shared), each
+            return (total, g_weight, g_shared), (in_dtypes(g_hidden, hidden), losses)
 
         tokens = tuple(head.hidden for head in heads), labels, coefficients
         sums, (g_hidden, losses) = over_chunks(chunk, self.chunk_size, tokens)
         total, g_weight, g_shared = sums
         g_weight = in_dtypes(g_weight, [head.weight for head in heads])
         return total, Gradients(g_hidden, g_weight, g_shared, losses)
+
+    def backward(
+        self,
+        need: Need,
+        heads: tuple[Head, ...],
+        labels: Array,
+        shared: Any,
+        coefficients: Array,
+    ) -> tuple[Array, tuple[Array, ...], Any, Array | None]:
+        """The total of one chunk, its gradients by the logits, `shared` and the coefficients."""
+        logits = self.logits(heads)
+        losses, pull = jax.vjp(lambda x, s: self.losses(x, labels, s), logits, shared)
+        g_logits, g_shared = pull(alike(coefficients, losses))
+        total = jnp.sum(times(coefficients, losses))
+        g_shared = jax.tree.map(lambda n, g: g if n else None, need.shared, g_shared)
+        return total, g_logits, g_shared, clip_to_finite(losses) if need.coefficients else None
 
     def each_token(self, heads: tuple[Head, ...], labels: Array, shared: Any) -> Any:
         """What `loss_of_logits` returns, for each token."""
@@ -131,7 +142,7 @@ def with_hidden(heads: Sequence[Head], hidden: Sequence[Array]) -> tuple[Head, .
 def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) -> tuple[Any, Any]:
     """Sum over chunks what `body` returns first; join what it returns second, one per token."""
     n = len(jax.tree.leaves(tokens)[0])
-    chunks = jax.tree.map(partial(_split, size), tokens)
+    chunks = jax.tree.map(partial(split_in_chunks, size), tokens)
     first = jax.tree.map(lambda x: x[0], chunks)
 
     def step(sums, chunk):
@@ -144,10 +155,10 @@ def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) ->
     types = jax.eval_shape(body, first)[0]
     zeros = jax.tree.map(lambda t: alike(jnp.zeros(t.shape, t.dtype), t), types)
     sums, each = lax.scan(step, zeros, chunks)
-    return sums, jax.tree.map(partial(_join, n), each)
+    return sums, jax.tree.map(partial(join_chunks, n), each)
 
 
-def _split(size: int, x: Array) -> Array:
+def split_in_chunks(size: int, x: Array) -> Array:
     """Chunks along a new first axis, the last one padded with zeros.
 
     The tokens of a chunk are equally spaced: where tokens are split over devices, each device then
@@ -158,5 +169,5 @@ def _split(size: int, x: Array) -> Array:
     return padded.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _join(n: int, chunks: Array) -> Array:
+def join_chunks(n: int, chunks: Array) -> Array:
     return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:n]

@@ -4,16 +4,18 @@ import itertools
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
 
 import jaxloss
+from jaxloss.linear import _operands
 
-SWEEPS = ["tokens", "vocab"]
+SWEEPS = ["tokens", "stored", "vocab"]
 N, D, V = 13, 5, 23
-CHUNK = {"tokens": 4, "vocab": 7}
+CHUNK = {"tokens": 4, "stored": 4, "vocab": 7}
 
 
 def operands(dtype=np.float32, n=N, d=D, v=V):
@@ -95,7 +97,7 @@ def test_all_pairs_of_options(sweep, names):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("sweep", [*SWEEPS, "dense"])
 def test_reductions_in_float32(sweep, reduction):
-    if (sweep, reduction) == ("vocab", "none"):
+    if sweep in ("stored", "vocab") and reduction == "none":
         pytest.skip("raises, as test_errors shows")
     hidden, weight, labels = operands()
     fused = partial(jaxloss.linear_cross_entropy, implementation=sweep, chunk_size=CHUNK.get(sweep))
@@ -136,7 +138,7 @@ SOME_SIZES = [1, 2, 3, 7, 100, 127, 128, 129, 255, 300, 128256]
 )
 def test_zero_weights_give_the_logarithm_of_the_vocabulary(v):
     hidden, weight, labels = np.ones((2, 1), np.float32), np.zeros((1, v), np.float32), [0, v - 1]
-    for sweep, chunk in (("tokens", 1), ("vocab", 100)):
+    for sweep, chunk in (("tokens", 1), ("stored", 1), ("vocab", 100)):
         got = jaxloss.linear_cross_entropy(
             hidden, weight, np.int32(labels), implementation=sweep, chunk_size=chunk
         )
@@ -373,9 +375,62 @@ def test_number_of_matmuls():
     assert of("tokens", ()) == 1
     assert of("tokens", (0, 1)) == 3
     assert of("tokens", (0,)) == of("tokens", (1,)) == 2
+    assert of("stored", ()) == 1
+    assert of("stored", (0, 1)) == 3
+    assert of("stored", (0,)) == of("stored", (1,)) == 2
     assert of("vocab", (0, 1)) == 4
     assert of("vocab", (0,)) == of("vocab", (1,)) == 3
     assert of("none", (0, 1)) == 4
+
+
+def groups_of(tokens, monkeypatch):
+    """Let the gradients of so many tokens' logits be stored at once; not fewer than 2 * D."""
+    monkeypatch.setattr(_operands, "_GROUP_TOKENS", tokens)
+
+
+# Of one chunk, of several with a rest, with a rest of the groups, and of equal parts.
+@pytest.mark.parametrize("n", [10, 13, 17, 40])
+def test_groups_of_stored_gradients(n, monkeypatch):
+    groups_of(10, monkeypatch)
+    with jax.enable_x64(True):
+        hidden, weight, labels = operands(np.float64, n=n)
+        given = settings(np.float64, n=n)
+        fused = partial(jaxloss.linear_cross_entropy, implementation="stored", chunk_size=4)
+        got = value_and_gradients(fused, labels)(hidden, weight, given)
+        assert_close(got, value_and_gradients(written_out, labels)(hidden, weight, given), 1e-13)
+
+
+def test_stored_gradients_are_rounded_as_those_of_chunks_are(monkeypatch):
+    groups_of(10, monkeypatch)
+    for n in (10, 600):
+        hidden, weight, labels = operands(n=n)
+        hidden, weight = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(weight, jnp.bfloat16)
+
+        def of(sweep, hidden=hidden, weight=weight, labels=labels):
+            fused = partial(jaxloss.linear_cross_entropy, implementation=sweep, chunk_size=10)
+            return value_and_gradients(fused, labels)(hidden, weight, {})
+
+        # Sums in float32 of the same products: they may round to neighbouring numbers.
+        eps = float(jnp.finfo(jnp.bfloat16).eps)
+        got, expected = (jax.tree.map(np.float32, of(sweep)) for sweep in ("stored", "tokens"))
+        np.testing.assert_array_equal(got[0], expected[0])
+        assert_close(got, expected, eps / 2)
+
+
+def test_second_derivatives_are_those_of_the_sweep_over_tokens():
+    hidden, weight, labels = operands(n=64, d=16, v=96)
+    v = jax.tree.map(lambda x: np.cos(3 * x), (hidden, weight))
+
+    def product(sweep):
+        loss = partial(jaxloss.linear_cross_entropy, implementation=sweep, chunk_size=16)
+        gradient = jax.grad(lambda h, w: loss(h, w, labels), (0, 1))
+        return lambda *both: jax.jvp(gradient, *both)[1]
+
+    stored, tokens = map(product, ("stored", "tokens"))
+    both = (hidden, weight), v
+    for a, b in zip(jax.jit(stored)(*both), jax.jit(tokens)(*both), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert matmuls(stored, *both) == matmuls(tokens, *both)
 
 
 def temporary(fn, *shapes):
@@ -396,10 +451,78 @@ def test_memory_is_what_the_docstring_says():
 
     for chunk in (64, 256):
         assert of("tokens", chunk) <= 8 * chunk * v + 4 * d * v + 12 * n * d
+        assert of("stored", chunk) <= 4 * n * v + 8 * chunk * v + 12 * n * d
         assert of("vocab", chunk) <= 8 * chunk * n + 4 * d * v + 12 * n * d
     for sweep, other in (("tokens", v), ("vocab", n)):
         assert 4 * 192 * other <= of(sweep, 256) - of(sweep, 64) <= 8 * 192 * other
     assert of("dense") >= 4 * n * v
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.36), ("float32", 0.54)])
+def test_memory_of_stored_gradients_is_a_part_of_that_of_the_plain_program(dtype, share):
+    """A CPU multiplies bfloat16 in float32, and so has a copy of the weight in both programs."""
+    n, d, v = 2048, 512, 32000
+    shapes = ((n, d), dtype), ((d, v), dtype), ((n,), np.int32)
+
+    def plain(h, w, y):
+        x = (h @ w).astype(jnp.float32)
+        of_label = jnp.take_along_axis(x, y[:, None], 1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(x, 1) - of_label)
+
+    stored = partial(jaxloss.linear_cross_entropy, implementation="stored")
+    ours, whole = (temporary(jax.value_and_grad(f, (0, 1)), *shapes) for f in (stored, plain))
+    assert ours <= share * whole
+
+
+def test_memory_of_groups(monkeypatch):
+    groups_of(512, monkeypatch)
+    n, d, v = 4096, 64, 8192
+    shapes = ((n, d), np.float32), ((d, v), np.float32), ((n,), np.int32)
+    stored = partial(jaxloss.linear_cross_entropy, implementation="stored", chunk_size=64)
+    temporaries = temporary(jax.value_and_grad(stored, (0, 1)), *shapes)
+    assert temporaries <= 4 * 512 * v + 8 * 64 * v + 4 * d * v + 12 * n * d
+
+
+# Where the sweep over tokens would take several chunks.
+LARGE = {"n": 2048, "d": 128, "v": 40000}
+
+
+def lowered(platform, n, d, v, dtype="bfloat16", **options):
+    loss = partial(jaxloss.linear_cross_entropy, **options)
+    types = ((n, d), dtype), ((d, v), dtype), ((n,), "int32")
+    traced = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1))).trace(
+        *(jax.ShapeDtypeStruct(*of) for of in types)
+    )
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_accelerators_store_gradients_by_default(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+    def stores(platform, of=LARGE, **options):
+        # An array that is not filled before the loop.
+        return "AllocateBuffer" in lowered(platform, **of, **options)
+
+    assert all(stores(platform) for platform in ("cuda", "rocm", "tpu"))
+    assert not stores("cpu")
+    # A wish is one; and whoever says how many tokens to take at once saves memory.
+    assert not stores("cuda", implementation="tokens") and not stores("cuda", chunk_size=256)
+    assert not stores("cuda", reduction="none")
+    # One chunk, and few chunks of many tokens.
+    assert not stores("cuda", of=LARGE | {"n": 128})
+    assert not stores("cuda", of=LARGE | {"n": 60000, "v": 1000})
+    # XLA would let each device have the whole of it.
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not stores("cuda")
+    assert lowered("cuda", **LARGE) != lowered("cuda", **LARGE, implementation="tokens")
+
+
+def test_left_free_one_program_serves_several_platforms():
+    n, d, v = LARGE.values()
+    types = ((n, d), "float32"), ((d, v), "float32"), ((n,), "int32")
+    step = jax.jit(jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1)))
+    shapes = [jax.ShapeDtypeStruct(*of) for of in types]
+    assert jax.export.export(step, platforms=["cpu", "cuda"])(*shapes).platforms == ("cpu", "cuda")
 
 
 @pytest.mark.parametrize(
@@ -417,6 +540,7 @@ def test_memory_is_what_the_docstring_says():
         ({"reduction": "average"}, "reduction must be one of"),
         ({"implementation": "fast"}, "implementation must be None or one of"),
         ({"implementation": "vocab", "reduction": "none"}, "leave implementation out"),
+        ({"implementation": "stored", "reduction": "none"}, "leave implementation out"),
         ({"axis_name": "x"}, "inside shard_map, with check_vma=True"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -42,7 +42,7 @@ def loss(hidden, weight, labels, **settings):
 def by_vocabulary(mesh):
     """Each device has some classes of the weight, and all tokens."""
     specs = P(), P(None, "i"), P()
-    for sweep in ("tokens", "vocab"):
+    for sweep in ("tokens", "stored", "vocab"):
         local = lambda *args, sweep=sweep: loss(*args, axis_name="i", implementation=sweep)
         yield sweep, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P()), specs
 
@@ -139,7 +139,7 @@ def test_two_processes_are_as_one(tmp_path):
     want = [np.asarray(x) for x in jax.tree.leaves(jax.jit(value_and_gradients(loss))(*operands()))]
     for output in outputs(tmp_path):
         results = json.loads(output.splitlines()[-1])
-        assert len(results) == 4
+        assert len(results) == 5
         for name, got in results.items():
             for x, exact in zip(got, want, strict=True):
                 np.testing.assert_allclose(x, exact, rtol=1e-5, atol=1e-6, err_msg=name)

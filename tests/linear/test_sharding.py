@@ -43,7 +43,12 @@ def collectives(fn, *args):
 
 
 @pytest.mark.parametrize(
-    "static", [{"chunk_size": 32}, {"implementation": "vocab", "chunk_size": 4}]
+    "static",
+    [
+        {"chunk_size": 32},
+        {"implementation": "stored", "chunk_size": 32},
+        {"implementation": "vocab", "chunk_size": 4},
+    ],
 )
 def test_vocabulary_in_shard_map(static):
     specs = P(), P(None, "x"), {name: P("x") for name in OPTIONS}
@@ -94,7 +99,7 @@ def test_vocabulary_in_shard_map_one_loss_a_token_and_statistics():
     assert_close(got, total(whole)(HIDDEN, WEIGHT), 5e-6)
 
 
-@pytest.mark.parametrize("sweep", ["tokens", "vocab"])
+@pytest.mark.parametrize("sweep", ["tokens", "stored", "vocab"])
 def test_tokens_in_shard_map(sweep):
     def local(hidden, labels, weight):
         part = loss(hidden, weight, {}, labels, reduction="sum", implementation=sweep, chunk_size=4)
@@ -114,42 +119,56 @@ def placed(kind, split):
     return m, [jax.device_put(x, NamedSharding(m, spec)) for x, spec in operands]
 
 
-def of_operands(reduction):
+def of_operands(way):
+    options = {"reduction": "none"} if way == "none" else {"implementation": way}
+
     def mean(hidden, weight, labels):
-        return jnp.mean(loss(hidden, weight, {}, labels, reduction=reduction, chunk_size=16))
+        return jnp.mean(loss(hidden, weight, {}, labels, chunk_size=16, **options))
 
     return jax.value_and_grad(mean, (0, 1))
 
 
-@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
+WAYS = pytest.mark.parametrize(
+    "way", ["tokens", "stored", pytest.param("none", marks=pytest.mark.slow)]
+)
+
+
+@WAYS
 @pytest.mark.parametrize("split", SPLITS)
-def test_automatic(split, reduction):
+def test_automatic(split, way):
     _, args = placed(AxisType.Auto, split)
     expected, gradients = reference({})
-    got = jax.jit(of_operands(reduction))(*args)
+    got = jax.jit(of_operands(way))(*args)
     assert_close(got, (expected, gradients[:2]), 5e-6)
-    assert not any(kind == "all-gather" for kind, _ in collectives(of_operands(reduction), *args))
+    assert not any(kind == "all-gather" for kind, _ in collectives(of_operands(way), *args))
 
 
-@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
+@WAYS
 @pytest.mark.parametrize("split", SPLITS)
-def test_explicit(split, reduction):
+def test_explicit(split, way):
     m, args = placed(AxisType.Explicit, split)
     expected, gradients = reference({})
     with jax.set_mesh(m):
-        got = jax.jit(of_operands(reduction))(*args)
+        got = jax.jit(of_operands(way))(*args)
         assert_close(got, (expected, gradients[:2]), 5e-6)
         for x, g in zip(args[:2], got[1], strict=True):
             assert jax.typeof(g).sharding.spec == jax.typeof(x).sharding.spec
-        sent = collectives(of_operands(reduction), *args)
+        sent = collectives(of_operands(way), *args)
     assert not any(kind == "all-gather" for kind, _ in sent)
 
 
 def test_explicit_tokens_add_up_their_gradients_once():
     m, args = placed(AxisType.Explicit, "tokens")
     with jax.set_mesh(m):
-        text = jax.jit(of_operands("mean")).lower(*args).compile().as_text()
+        text = jax.jit(of_operands("tokens")).lower(*args).compile().as_text()
     bodies = [part for part in text.split("\n\n") if "all-reduce(" in part]
+    assert len(bodies) == 1 and "ENTRY" in bodies[0]
+
+
+def test_stored_gradients_of_split_tokens_are_multiplied_and_added_up_once():
+    _, args = placed(AxisType.Auto, "tokens")
+    text = jax.jit(of_operands("stored")).lower(*args).compile().as_text()
+    bodies = [part for part in text.split("\n\n") if re.search(rf"\[{D},{V}\].*all-reduce\(", part)]
     assert len(bodies) == 1 and "ENTRY" in bodies[0]
 
 
