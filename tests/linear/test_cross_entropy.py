@@ -454,11 +454,12 @@ def test_memory_is_what_the_docstring_says():
         assert of("stored", chunk) <= 4 * n * v + 8 * chunk * v + 12 * n * d
         assert of("vocab", chunk) <= 8 * chunk * n + 4 * d * v + 12 * n * d
     for sweep, other in (("tokens", v), ("vocab", n)):
-        assert 4 * 192 * other <= of(sweep, 256) - of(sweep, 64) <= 8 * 192 * other
+        # And a few numbers of each token or class of a chunk.
+        assert 4 * 192 * other <= of(sweep, 256) - of(sweep, 64) <= 8 * 192 * (other + 8)
     assert of("dense") >= 4 * n * v
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.36), ("float32", 0.54)])
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.36), ("float32", 0.6)])
 def test_memory_of_stored_gradients_is_a_part_of_that_of_the_plain_program(dtype, share):
     """A CPU multiplies bfloat16 in float32, and so has a copy of the weight in both programs."""
     n, d, v = 2048, 512, 32000
