@@ -120,6 +120,21 @@ def test_several_sums_of_long_rows_write_nothing():
     assert written(all_of, shape, shape) < 4 * 512 * 1000 / 50
 
 
+def test_unless():
+    """What is known is not computed on a CPU, and elsewhere as computed."""
+
+    def formula(x):
+        return x + 1, 2 * x
+
+    x = jnp.float32([1.0, 2.0])
+    for wrap in (lambda f: f, jax.jit):
+        for known, expected in ((True, (x, x)), (False, formula(x))):
+            run = wrap(lambda known, x: passes.unless(known, (x, x), formula, x))
+            np.testing.assert_array_equal(run(jnp.array(known), x), expected)
+    each = jax.vmap(lambda known, x: passes.unless(known, (x, x), formula, x))
+    np.testing.assert_array_equal(each(jnp.array([True, False]), x), [[1, 3], [1, 4]])
+
+
 def test_pieces():
     x = jnp.float32([0.0, 1e-38, 1.0, jnp.inf])
     np.testing.assert_array_equal(passes.step(x)[jnp.array([0, 2, 3])], [0, 1, 1])

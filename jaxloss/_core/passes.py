@@ -126,6 +126,27 @@ def nan_of(x: Array) -> Array:
     return 0 / (1 + jnp.abs(x))
 
 
+def unless(known: Array, results: Any, formula: Formula, *operands: Array) -> Any:
+    """`formula(*operands)`, which a CPU skips where it is known to have these results.
+
+    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    """
+
+    def cpu(results, *operands):
+        def skip(results, *_):
+            return results
+
+        def run(_, *operands):
+            return formula(*operands)
+
+        return lax.cond(known, skip, run, results, *operands)
+
+    def default(_, *operands):
+        return formula(*operands)
+
+    return lax.platform_dependent(results, *operands, cpu=cpu, default=default)
+
+
 def _all_alike(trees: Any) -> Any:
     """In `shard_map`, let all operands differ over the axes over which any of them does."""
     leaves = jax.tree.leaves(trees)

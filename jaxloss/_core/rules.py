@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
@@ -92,17 +92,3 @@ def with_fast_gradient(
         return both(*primals), jax.jvp(slow, primals, tangents)[1]
 
     return loss
-
-
-def shortcut(
-    easy: Array, cheap: Callable[..., Any], full: Callable[..., Any], *operands: Array
-) -> Any:
-    """`full(*operands)`, or on a CPU, where that is `easy`, the same by `cheap`.
-
-    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
-    """
-
-    def either(*operands):
-        return lax.cond(easy, cheap, full, *operands)
-
-    return lax.platform_dependent(*operands, cpu=either, default=full)

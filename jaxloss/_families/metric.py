@@ -91,39 +91,18 @@ def triplet_margin_loss(
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = inputs.mask(live, a, p, n)
-    near, far = (_distance(a, b, degree, eps, axis, use) for b, use in ((p, 1), (n, 3)))
+    near, far = (_distance(a, b, degree, eps, axis) for b in (p, n))
     return inputs.masked(where, relu(near - far + margin))
 
 
-def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int, use: int) -> Array:
+def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int) -> Array:
     square = degree is None
-    if square:
-        total = _squares(a, b, axis, use) + eps
-    else:
-        total = jnp.sum(_power(a - b, degree, odd=False), axis) + eps
+    powers = (a - b) ** 2 if square else _power(a - b, degree, odd=False)
+    total = jnp.sum(powers, axis) + eps
     zero = total == 0  # Without an eps; the root has no derivative there.
     total = jnp.where(zero, 1, total)
     root = jnp.sqrt(total) if square else total ** (1 / degree)
     return jnp.where(zero, 0, root)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _squares(a: Array, b: Array, axis: int, use: int) -> Array:
-    """`sum((a - b) ** 2)`."""
-    return jnp.sum((b - a) ** 2, axis)
-
-
-@partial(_squares.defjvp, symbolic_zeros=True)
-def _squares_rule(axis, use, primals, tangents):
-    # The value and each gradient take the difference anew, with constants of their own: what
-    # they shared, XLA's CPU backend would write out.
-    (a, b), (da, db) = primals, tangents
-    out, one = _squares(a, b, axis, use), 0.5**use
-    return out, tangent_sum(
-        out,
-        (da, lambda: 2 * jnp.sum((a - b) * da, axis)),
-        (db, lambda: -2 / one * jnp.sum((one * a - one * b) * db, axis)),
-    )
 
 
 # Powers of |d|, and those that also have its sign, are closed under differentiation:

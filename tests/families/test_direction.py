@@ -24,7 +24,7 @@ def test_cosine_of_any_scale(scale):  # optax: inf at 1e-25, 0 at 1e20
 @pytest.mark.parametrize(
     ("fn", "sign"), [(jaxloss.cosine_similarity, 1), (jaxloss.cosine_distance, -1)]
 )
-@pytest.mark.parametrize("beside", [1, 0])  # A row of zeros is what no shortcut does for.
+@pytest.mark.parametrize("beside", [1, 0])  # Of a row of zeros the scale is never skipped.
 @pytest.mark.parametrize("scale", SCALES)
 def test_gradient_of_cosine_of_any_scale(scale, beside, fn, sign):
     """Also of rows beside those of another scale; and of targets of another scale."""
@@ -78,3 +78,7 @@ def test_cosine_floor():
     v = f32(3e-4, 4e-4)
     np.testing.assert_allclose(jaxloss.cosine_similarity(v, v, epsilon=1e-6), 0.25, rtol=1e-6)
     assert jaxloss.cosine_similarity(jnp.zeros(2), v, epsilon=1e-6) == 0
+    # Below a floor, vectors of one direction are apart by what they are short of.
+    for other, share in ((v, 0.78125), (2 * v, 0.78125**0.5)):
+        got = jaxloss.cosine_distance(v, other, epsilon=3.2e-7)
+        np.testing.assert_allclose(got, 1 - share, rtol=1e-6)
