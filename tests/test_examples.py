@@ -75,7 +75,7 @@ def test_train_lm(tmp_path):
     for package in ("flax", "tokenizers"):
         pytest.importorskip(package, reason="needs jaxloss[examples]")
     out = tmp_path / "lm.png"
-    few = "--steps 12 --vocab 1000 --megabytes 0.3 --batch 8 --length 32 --features 32 --layers 1"
+    few = "--steps 12 --vocab 1000 --megabytes 0.3 --batch 64 --length 32 --features 32 --layers 1"
     result = load("train_lm").main([*few.split(), "--rounds", "1", "--out", str(out)])
     plain, fused = result["costs"]["plain"], result["costs"]["jaxloss"]
     assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
