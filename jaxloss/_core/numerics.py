@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxloss._core import passes
 from jaxloss._core.rules import tangent_sum
 
 
@@ -42,21 +43,6 @@ def zero_or_nan(x: Array, use: float = 1, zero: float = 0.0) -> Array:
     `rows`.
     """
     return zero / (use + jnp.abs(x))
-
-
-def clipped(x: Array, limit: float, factor: float) -> Array:
-    """`factor * x`, with `x` in [-limit, limit], of constants that no other pass has.
-
-    For an `x` whose NaN the result carries otherwise; else see `bounded`.
-    """
-    # XLA's CPU reductions take five times as long for a sign, and write out a clamp: what
-    # `minimum` and `maximum` become without the factor in between.
-    return jnp.minimum(jnp.maximum(x, -limit) * factor, limit * factor)
-
-
-def bounded(x: Array, limit: float, factor: float) -> Array:
-    """`clipped`, and NaN for NaN."""
-    return clipped(x, limit, factor) + zero_or_nan(x, factor, -0.0)
 
 
 def defined(x: Array) -> Array:
@@ -97,13 +83,20 @@ def _softplus_rule(primals, tangents):
 @jax.custom_jvp
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
-    return jnp.maximum(x, 0) + zero_or_nan(x)
+    return jnp.maximum(x, passes.nan_of(x))
+
+
+@jax.custom_jvp
+def _relu_beside_slope(x: Array) -> Array:
+    # The loop that writes the slope writes this too, and a loop takes a select for nothing.
+    return jnp.where(x < 0, 0, x)
 
 
 @relu.defjvp
+@_relu_beside_slope.defjvp
 def _relu_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return relu(x), (0.5 + 0.5 * jnp.sign(x)) * dx
+    return _relu_beside_slope(x), (0.5 + 0.5 * jnp.sign(x)) * dx
 
 
 @jax.custom_jvp

@@ -90,6 +90,29 @@ def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
     return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
 
 
+def largest(x: Array, axis: int) -> Array:
+    """The largest entry along an axis, or NaN if one is; YNNPACK drops that in a maximum."""
+
+    def plain(x: Array) -> Array:
+        return jnp.max(x, axis)
+
+    def loud(x: Array, top: Array) -> Array:
+        return top + jnp.sum(nan_of(x), axis)
+
+    def in_one_loop(x: Array) -> Array:
+        least = jnp.asarray(-jnp.inf, x.dtype)
+        return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
+
+    def cpu(x: Array) -> Array:
+        if x.shape[axis] <= SHORT:
+            return in_one_loop(x)
+        big = float(jnp.finfo(x.dtype).max)
+        top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
+        return lax.cond(jnp.all(top < big), lambda x, top: top, loud, x, top)
+
+    return lax.platform_dependent(x, cpu=cpu, default=plain)
+
+
 def step(x: Array) -> Array:
     """1 where `x` is positive (from 2**-100 on), 0 where it is 0; `x` is not negative."""
     return jnp.minimum(x * 2.0**100, 1)
