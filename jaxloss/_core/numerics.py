@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxloss._core import passes
-from jaxloss._core.rules import tangent_sum
+from jaxloss._core.rules import tangent_sum, with_fast_value
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -80,23 +80,20 @@ def _softplus_rule(primals, tangents):
     return softplus(x), sigmoid(x) * dx
 
 
-@jax.custom_jvp
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
-    return jnp.maximum(x, passes.nan_of(x))
+    return with_fast_value(_relu, lambda x: jnp.maximum(x, passes.nan_of(x)))(x)
 
 
 @jax.custom_jvp
-def _relu_beside_slope(x: Array) -> Array:
-    # The loop that writes the slope writes this too, and a loop takes a select for nothing.
+def _relu(x: Array) -> Array:
     return jnp.where(x < 0, 0, x)
 
 
-@relu.defjvp
-@_relu_beside_slope.defjvp
+@_relu.defjvp
 def _relu_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _relu_beside_slope(x), (0.5 + 0.5 * jnp.sign(x)) * dx
+    return _relu(x), (0.5 + 0.5 * jnp.sign(x)) * dx
 
 
 @jax.custom_jvp

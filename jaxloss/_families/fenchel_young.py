@@ -167,11 +167,11 @@ def _sparsemax_nll_and_gradient(s, labels, *, axis):
     valid = (labels >= 0) & (labels < s.shape[axis])
     threshold = nan_unless(valid, _threshold(s, top, axis))
 
-    def terms(s, top, threshold):
+    def terms(s, labels, top, threshold):
         p = jnp.maximum((s - top) + 1 - threshold, 0) * other_class(labels, s, axis)
         return p, p * p
 
-    others, squares = sums(terms, axis, s, top, threshold)
+    others, squares = sums(terms, axis, s, labels, top, threshold)
     others += 0 * threshold  # Its NaN, which the maximum may have dropped.
     # The largest score is in the support, so it exceeds t by its probability.
     behind = (top - of_label(s, labels, axis)) - (1 - threshold)

@@ -15,8 +15,14 @@ from jaxloss._core import inputs, passes
 from jaxloss._core.checks import Axis
 from jaxloss._core.nll import is_label
 from jaxloss._core.numerics import clip_to_finite, largest, nan_unless, one_or_nan, relu, times
-from jaxloss._core.rules import jit_when_eager, shortcut, tangent_sum, with_fast_gradient
-from jaxloss._core.split import of_label, total
+from jaxloss._core.rules import (
+    jit_when_eager,
+    shortcut,
+    tangent_sum,
+    with_fast_gradient,
+    with_fast_value,
+)
+from jaxloss._core.split import of_label
 
 
 def hinge_loss(
@@ -191,8 +197,8 @@ def _multiclass_hinge(s, labels, live, *, axis, margin):
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
-# With z the scores, that of the label k less the margin: loss = max_j z_j - z_k. Its gradient is
-# the share of each class in the maximum, and one less at the label.
+# With z the scores, but that of the label k less the margin:  loss = max_j z_j - z_k
+# The gradient is the share of each class in the maximum, less one at the label.
 
 
 def _behind_margin(s, labels, axis, margin):
@@ -207,23 +213,19 @@ def _lead(s, labels, *, axis, margin):
 
 
 def _lead_and_gradient(s, labels, *, axis, margin):
-    z = _behind_margin(s, labels, axis, margin)
-    best = jnp.clip(passes.largest(z, axis), -largest(s.dtype), largest(s.dtype))
+    z, big = _behind_margin(s, labels, axis, margin), largest(s.dtype)
+    best = jnp.clip(passes.largest(z, axis), -big, big)
     below = z < jnp.expand_dims(best, axis)
-    count = jnp.sum(jnp.where(below, 0.0, 1.0), axis)
-    # Of rows, without an axis of size one: loops over that are not vectorized.
+    # Of each row, without its axis: XLA's loops over one of size one are not vectorized.
     k = jnp.squeeze(labels, axis)
     own = jnp.squeeze(of_label(s, labels, axis), axis) - margin
     own = nan_unless((k >= 0) & (k < s.shape[axis]), own)
     lead = jnp.where(own >= best, 0, best - own)
-    share = nan_unless(~jnp.isnan(lead), 1 / count)
-    lead, share, at_label = (
-        jnp.expand_dims(a, axis) for a in (lead, share, jnp.where(own >= best, share, 0 * share) - 1)
-    )
-    gradient = jnp.where(
-        is_label(labels, s, axis), at_label, jnp.where(below, 0 * share, share)
-    )
-    return lead, gradient
+    share = nan_unless(~jnp.isnan(lead), 1 / jnp.sum(jnp.where(below, 0.0, 1.0), axis))
+    rows = lead, share, 0 * share, jnp.where(own >= best, share - 1, 0 * share - 1)
+    lead, share, none, of_k = (jnp.expand_dims(row, axis) for row in rows)
+    at_label = is_label(labels, s, axis)
+    return lead, jnp.where(at_label, of_k, jnp.where(below, none, share))
 
 
 def multiclass_perceptron_loss(
@@ -298,8 +300,18 @@ def categorical_hinge_loss(
 @partial(jit_when_eager, static_argnames="axis")
 def _categorical_hinge(s, y, live, *, axis):
     s, y = inputs.live_classes(live, s, axis, -jnp.inf, 0), inputs.exclude(live, y, 0)
-    lead = 1 + jnp.max(times(1 - y, s), axis) - jnp.sum(times(y, s), axis)
-    return inputs.live_rows(live, relu(lead), axis)
+
+    def lead(s, y):
+        return 1 + jnp.max(times(1 - y, s), axis) - jnp.sum(times(y, s), axis)
+
+    def in_passes(s, y):
+        # Without selects; but where a weight of zero meets an infinity, that is NaN.
+        out = 1 + jnp.max((1 - y) * s, axis) - jnp.sum(y * s, axis)
+        defined = ~jnp.any(jnp.isnan(out))
+        return shortcut(defined, lambda s, y, out: out, lambda s, y, out: lead(s, y), s, y, out)
+
+    loss = relu(with_fast_value(lead, in_passes)(s, y))
+    return inputs.live_rows(live, loss, axis)
 
 
 def _scores(predictor_outputs, targets, where):
