@@ -96,9 +96,6 @@ def largest(x: Array, axis: int) -> Array:
     def plain(x: Array) -> Array:
         return jnp.max(x, axis)
 
-    def loud(x: Array, top: Array) -> Array:
-        return top + jnp.sum(nan_of(x), axis)
-
     def in_one_loop(x: Array) -> Array:
         least = jnp.asarray(-jnp.inf, x.dtype)
         return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
@@ -108,7 +105,10 @@ def largest(x: Array, axis: int) -> Array:
             return in_one_loop(x)
         big = float(jnp.finfo(x.dtype).max)
         top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
-        return lax.cond(jnp.all(top < big), lambda x, top: top, loud, x, top)
+        return lax.cond(jnp.all(top < big), lambda _, top: top, look, x, top)
+
+    def look(x: Array, _: Array) -> Array:
+        return plain(x) + jnp.sum(nan_of(x), axis)
 
     return lax.platform_dependent(x, cpu=cpu, default=plain)
 

@@ -127,8 +127,11 @@ def multiclass_sparsemax_loss(
 @partial(jit_when_eager, static_argnames="axis")
 def _multiclass_sparsemax(s, labels, live, *, axis):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    exact, fast = (partial(f, axis=axis) for f in (_sparsemax_nll, _sparsemax_nll_and_gradient))
-    loss = with_fast_gradient(exact, fast, axis)(s, labels)
+    exact, both = (
+        partial(_sparsemax_nll, axis=axis),
+        partial(_sparsemax_nll_and_gradient, axis=axis),
+    )
+    loss = with_fast_gradient(exact, both, axis)(s, labels)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
@@ -164,20 +167,22 @@ def _sparsemax_rule(axis, primals, tangents):
 
 def _sparsemax_nll_and_gradient(s, labels, *, axis):
     top = jnp.max(s, axis, keepdims=True)
-    valid = (labels >= 0) & (labels < s.shape[axis])
-    threshold = nan_unless(valid, _threshold(s, top, axis))
+    threshold = _threshold(s, top, axis)
 
     def terms(s, labels, top, threshold):
         p = jnp.maximum((s - top) + 1 - threshold, 0) * other_class(labels, s, axis)
         return p, p * p
 
     others, squares = sums(terms, axis, s, labels, top, threshold)
-    others += 0 * threshold  # Its NaN, which the maximum may have dropped.
     # The largest score is in the support, so it exceeds t by its probability.
     behind = (top - of_label(s, labels, axis)) - (1 - threshold)
     loss = 0.5 * (squares + others * others) + jnp.maximum(behind, 0)
+    # Last of all: a maximum may drop a NaN.
+    sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(threshold)
+    loss, threshold, others = (nan_unless(sound, row) for row in (loss, threshold, others))
     top, threshold, others = lax.optimization_barrier((top, threshold, others))
-    p = jnp.maximum((s - top) + 1 - threshold, 0)
+    a = (s - top) + 1
+    p = jnp.where(a > threshold, a - threshold, 0 * threshold)
     return loss, jnp.where(is_label(labels, s, axis), -others, p)
 
 
@@ -202,12 +207,14 @@ def _threshold(s: Array, top: Array, axis: int) -> Array:
         new, others = sums(of_support, axis, s, top, threshold)
         return (others + (tops - 1)) / new, new, size
 
+    def shrinking(state):
+        _, size, before = state
+        return jnp.any(size < before)
+
     (tops,) = sums(ties, axis, s, top)
-    start = jnp.zeros_like(tops)
-    all_classes = jnp.full_like(tops, s.shape[axis])
-    return lax.while_loop(
-        lambda state: jnp.any(state[1] < state[2]), step, (start, all_classes + 1, all_classes + 2)
-    )[0]
+    before = jnp.full_like(tops, jnp.inf)
+    start = jnp.zeros_like(tops), jnp.full_like(tops, s.shape[axis] + 1), before
+    return lax.while_loop(shrinking, step, start)[0]
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import inputs, passes
 from jaxloss._core.checks import Axis
 from jaxloss._core.nll import is_label
-from jaxloss._core.numerics import clip_to_finite, largest, nan_unless, one_or_nan, relu, times
+from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, relu, times
 from jaxloss._core.rules import (
     jit_when_eager,
     shortcut,
@@ -192,8 +192,10 @@ def multiclass_hinge_loss(
 @partial(jit_when_eager, static_argnames=("axis", "margin"))
 def _multiclass_hinge(s, labels, live, *, axis, margin):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    exact, fast = (partial(f, axis=axis, margin=margin) for f in (_lead, _lead_and_gradient))
-    loss = with_fast_gradient(exact, fast, axis)(s, labels)
+    options = {"axis": axis, "margin": margin}
+    exact, both = partial(_lead, **options), partial(_lead_and_gradient, **options)
+    value = partial(_lead_in_one_pass, **options)
+    loss = with_fast_value(with_fast_gradient(exact, both, axis), value)(s, labels)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
@@ -212,20 +214,37 @@ def _lead(s, labels, *, axis, margin):
     return lead * one_or_nan(valid, s.dtype)
 
 
+def _lead_in_one_pass(s, labels, *, axis, margin):
+    best = passes.largest(_behind_margin(s, labels, axis, margin), axis)
+    return jnp.expand_dims(_over_label(best, s, labels, axis, margin)[0], axis)
+
+
 def _lead_and_gradient(s, labels, *, axis, margin):
-    z, big = _behind_margin(s, labels, axis, margin), largest(s.dtype)
-    best = jnp.clip(passes.largest(z, axis), -big, big)
-    below = z < jnp.expand_dims(best, axis)
-    # Of each row, without its axis: XLA's loops over one of size one are not vectorized.
+    z = _behind_margin(s, labels, axis, margin)
+    best = jnp.max(z, axis)
+    lead, label_is_best = _over_label(best, s, labels, axis, margin)
+    top = jnp.expand_dims(best, axis)
+    # Of a NaN, which that maximum may drop, NaN.
+    count = jnp.sum(jnp.where(z < top, 0, jnp.where(z >= top, jnp.ones_like(z), z)), axis)
+    share = nan_unless(~jnp.isnan(lead), 1 / count)
+    none = 0 * share
+    rows = lead + none, share, none, jnp.where(label_is_best, share, none) - 1
+    lead, share, none, at_label = (jnp.expand_dims(row, axis) for row in rows)
+    elsewhere = jnp.where(s < top, none, share)
+    return lead, jnp.where(is_label(labels, s, axis), at_label, elsewhere)
+
+
+def _over_label(best, s, labels, axis, margin):
+    """By how much the best of a row exceeds its label, and whether that is the best.
+
+    Rows come without their axis: XLA's loops over one of size one are not vectorized.
+    """
     k = jnp.squeeze(labels, axis)
     own = jnp.squeeze(of_label(s, labels, axis), axis) - margin
-    own = nan_unless((k >= 0) & (k < s.shape[axis]), own)
-    lead = jnp.where(own >= best, 0, best - own)
-    share = nan_unless(~jnp.isnan(lead), 1 / jnp.sum(jnp.where(below, 0.0, 1.0), axis))
-    rows = lead, share, 0 * share, jnp.where(own >= best, share - 1, 0 * share - 1)
-    lead, share, none, of_k = (jnp.expand_dims(row, axis) for row in rows)
-    at_label = is_label(labels, s, axis)
-    return lead, jnp.where(at_label, of_k, jnp.where(below, none, share))
+    label_is_best = own >= best
+    lead = jnp.where(label_is_best, 0, best - own)
+    lead = jnp.where(own == -jnp.inf, jnp.inf, lead)  # Also of a row that has no other class.
+    return nan_unless((k >= 0) & (k < s.shape[axis]), lead), label_is_best
 
 
 def multiclass_perceptron_loss(

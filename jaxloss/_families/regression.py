@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import absolute, ratio, relu, tanh, times
+from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh, times
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
@@ -285,7 +285,7 @@ def _wing_rule(primals, tangents):
     #   d/dw = log(1 + n / c) - h c / (c + w)    d/dc = -w n / (c (c + n))
     (p, t, w, c), (dp, dt, dw, dc) = primals, tangents
     out, size = _wing_of(p, t, w, c), absolute(p - t)
-    beyond, near = 0.5 + 0.5 * jnp.sign(size - w), jnp.minimum(size, w)
+    beyond, near = heaviside(size - w), jnp.minimum(size, w)
     slope = jnp.sign(p - t) * ((1 - beyond) * w / (c + size) + beyond)
     return out, tangent_sum(
         out,
