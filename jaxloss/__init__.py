@@ -75,6 +75,7 @@ from jaxloss._families.regression import (
     quantile_loss,
     squared_error,
     squared_log_error,
+    wing_loss,
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._loss import Loss
@@ -144,4 +145,5 @@ __all__ = [
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "wing_loss",
 ]

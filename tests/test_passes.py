@@ -143,3 +143,17 @@ def test_pieces():
     np.testing.assert_array_equal(passes.times(w, jnp.float32([jnp.inf, jnp.inf])), [0, jnp.inf])
     np.testing.assert_array_equal(passes.times(w, jnp.float32([2.0**127] * 2)), [0, 2.0**126])
     assert jnp.isnan(passes.nan_of(jnp.float32(jnp.nan))) and passes.nan_of(jnp.float32(-2)) == 0
+
+
+@pytest.mark.parametrize("shape", [(300, passes.SHORT), (300, 1000), (3, 7), (2, 40, 1000)])
+def test_largest_is_loud(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x.reshape(-1, shape[-1])[1, ::2] = -np.inf
+    run = jax.jit(lambda x: passes.largest(x, x.ndim - 1))
+    np.testing.assert_array_equal(run(x), np.max(x, -1))
+    for entry in (0, 1, shape[-1] // 2, -1):
+        for other in (0.0, np.inf, -np.inf):
+            y = x.copy()
+            y[..., 0, 3], y[..., 0, entry], y[..., 1, 0] = other, np.nan, np.inf
+            np.testing.assert_array_equal(run(y), np.max(y, -1))
+            np.testing.assert_array_equal(jax.vmap(run)(y) if y.ndim > 2 else run(y), run(y))

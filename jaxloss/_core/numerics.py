@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxloss._core.rules import tangent_sum
+from jaxloss._core import passes
+from jaxloss._core.rules import tangent_sum, with_fast_value
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -33,30 +34,6 @@ def nan_unless(valid: Array, x: Array) -> Array:
 def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
     """1 where valid, else NaN: as a factor it makes the value NaN, and its derivatives too."""
     return nan_unless(valid, jnp.ones(valid.shape, dtype))
-
-
-def zero_or_nan(x: Array, use: float = 1, zero: float = 0.0) -> Array:
-    """Puts back a NaN that `minimum` or `maximum` may drop in some of XLA's CPU reductions.
-
-    `use`, and which `zero`, 0 or -0, are constants that no other pass of the same loss has: see
-    `rows`.
-    """
-    return zero / (use + jnp.abs(x))
-
-
-def clipped(x: Array, limit: float, factor: float) -> Array:
-    """`factor * x`, with `x` in [-limit, limit], of constants that no other pass has.
-
-    For an `x` whose NaN the result carries otherwise; else see `bounded`.
-    """
-    # XLA's CPU reductions take five times as long for a sign, and write out a clamp: what
-    # `minimum` and `maximum` become without the factor in between.
-    return jnp.minimum(jnp.maximum(x, -limit) * factor, limit * factor)
-
-
-def bounded(x: Array, limit: float, factor: float) -> Array:
-    """`clipped`, and NaN for NaN."""
-    return clipped(x, limit, factor) + zero_or_nan(x, factor, -0.0)
 
 
 def defined(x: Array) -> Array:
@@ -94,16 +71,26 @@ def _softplus_rule(primals, tangents):
     return softplus(x), sigmoid(x) * dx
 
 
-@jax.custom_jvp
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
-    return jnp.maximum(x, 0) + zero_or_nan(x)
+    return with_fast_value(_relu, lambda x: jnp.maximum(x, passes.nan_of(x)))(x)
 
 
-@relu.defjvp
+@jax.custom_jvp
+def _relu(x: Array) -> Array:
+    return jnp.where(x < 0, 0, x)
+
+
+@_relu.defjvp
 def _relu_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return relu(x), (0.5 + 0.5 * jnp.sign(x)) * dx
+    return _relu(x), heaviside(x) * dx
+
+
+def heaviside(x: Array) -> Array:
+    """0 below zero, 1 above, and 1/2 at zero: the mean of the sides. Its derivative is 0."""
+    x = lax.stop_gradient(x)
+    return jnp.where(x < 0, 0, jnp.where(x > 0, 1, 0.5 + x))  # Or NaN, where that is x.
 
 
 @jax.custom_jvp

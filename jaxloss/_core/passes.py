@@ -90,6 +90,29 @@ def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
     return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
 
 
+def largest(x: Array, axis: int) -> Array:
+    """The largest entry along an axis, or NaN if one is; YNNPACK drops that in a maximum."""
+
+    def plain(x: Array) -> Array:
+        return jnp.max(x, axis)
+
+    def in_one_loop(x: Array) -> Array:
+        least = jnp.asarray(-jnp.inf, x.dtype)
+        return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
+
+    def cpu(x: Array) -> Array:
+        if x.shape[axis] <= SHORT:
+            return in_one_loop(x)
+        big = float(jnp.finfo(x.dtype).max)
+        top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
+        return lax.cond(jnp.all(top < big), lambda _, top: top, look, x, top)
+
+    def look(x: Array, _: Array) -> Array:
+        return plain(x) + jnp.sum(nan_of(x), axis)
+
+    return lax.platform_dependent(x, cpu=cpu, default=plain)
+
+
 def step(x: Array) -> Array:
     """1 where `x` is positive (from 2**-100 on), 0 where it is 0; `x` is not negative."""
     return jnp.minimum(x * 2.0**100, 1)
@@ -124,6 +147,23 @@ def zero_at(index: Array, at: Array, x: Array) -> Array:
 def nan_of(x: Array) -> Array:
     """0, or NaN where `x` is NaN, which `minimum` and `maximum` of YNNPACK drop."""
     return 0 / (1 + jnp.abs(x))
+
+
+def nan_of_row(row: Array, *entries: Array) -> Array:
+    """0, or NaN where the result of the row is NaN: on accelerators, where one of the entries is.
+
+    A CPU would read the entries once more, and accelerators the gradient's other operands, which
+    they have at hand while they sum up the row.
+    """
+
+    def default(row: Array, *entries: Array) -> Array:
+        return sum(map(nan_of, entries), alike(jnp.zeros((), row.dtype), row, *entries))
+
+    def cpu(row: Array, *entries: Array) -> Array:
+        shape = jnp.broadcast_shapes(*(x.shape for x in entries))
+        return jnp.broadcast_to(nan_of(row), shape)
+
+    return lax.platform_dependent(*_all_alike((row, *entries)), cpu=cpu, default=default)
 
 
 def unless(known: Array, results: Any, formula: Formula, *operands: Array) -> Any:

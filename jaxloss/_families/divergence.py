@@ -75,7 +75,7 @@ def _kl(log_p, t, live, *, axis):
     def fast(log_p, t):
         terms = t * (_scaled_log(t) - _scaled(log_p)) + passes.nan_of(log_p)
         loss = total(terms, axis) / _scale(t)
-        return loss, passes.nan_of(loss) - t
+        return loss, passes.nan_of_row(loss, log_p, jnp.log(t)) - t
 
     log_p, t = inputs.exclude(live, log_p, 0), inputs.exclude(live, t, 0)
     exact = partial(_exact_kl, axis=axis)
@@ -144,10 +144,14 @@ def _kl_of_logs(log_p, log_t, live, *, axis):
         t = jnp.exp(log_t)
         return total(times(t, log_t) - times(t, defined(log_p)), axis)
 
+    def terms(log_p, log_t):
+        t = jnp.exp(log_t)
+        return (t * (_scaled(log_t) - _scaled(log_p)) + passes.nan_of(log_p),)
+
     def fast(log_p, log_t):
-        terms = jnp.exp(log_t) * (_scaled(log_t) - _scaled(log_p)) + passes.nan_of(log_p)
-        loss = total(terms, axis) / _scale(log_p)
-        return loss, passes.nan_of(loss) - jnp.exp(log_t)
+        (scaled,) = sums(terms, axis, log_p, log_t)
+        loss = scaled / _scale(log_p)
+        return loss, passes.nan_of_row(loss, log_p, log_t) - jnp.exp(log_t)
 
     log_p, log_t = inputs.exclude(live, log_p, 0), inputs.exclude(live, log_t, -jnp.inf)
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, log_t), axis)
@@ -185,10 +189,13 @@ def _kl_of_measures(log_p, t, live, *, axis):
     def exact(log_p, t):
         return _exact_kl(log_p, t, axis) + total(jnp.exp(log_p) - t, axis)
 
+    def terms(log_p, t):
+        return (t * (_scaled_log(t) - _scaled(log_p)) + (jnp.exp(log_p) - t) * _scale(t),)
+
     def fast(log_p, t):
-        terms = t * (_scaled_log(t) - _scaled(log_p)) + (jnp.exp(log_p) - t) * _scale(t)
-        loss = total(terms, axis) / _scale(t)
-        return loss, passes.nan_of(loss) + (jnp.exp(log_p) - t)
+        (scaled,) = sums(terms, axis, log_p, t)
+        loss = scaled / _scale(t)
+        return loss, passes.nan_of_row(loss, jnp.log(t)) + (jnp.exp(log_p) - t)
 
     # A measure has nothing of what is no class.
     log_p, t = inputs.exclude(live, log_p, -jnp.inf), inputs.exclude(live, t, 0)
@@ -266,7 +273,8 @@ def _js(log_p, t, live, *, axis):
     def fast(log_p, t):
         (twice,) = sums(terms, axis, log_p, t)
         p = jnp.exp(log_p)
-        return twice / 2, passes.nan_of(twice) + p / 2 * clip_to_finite(_log_share(p, t))
+        loud = passes.nan_of_row(twice, jnp.sqrt(t))
+        return twice / 2, loud + p / 2 * clip_to_finite(_log_share(p, t))
 
     log_p, t = inputs.exclude(live, log_p, -jnp.inf), inputs.exclude(live, t, 0)
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)

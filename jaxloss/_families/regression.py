@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import absolute, ratio, relu, tanh, times
+from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh, times
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
@@ -208,6 +208,91 @@ def _bounded_rule(primals, tangents):
     out, inside = _bounded(x, limit), (absolute(x) <= limit).astype(x.dtype)
     return out, tangent_sum(
         out, (dx, lambda: inside * dx), (d_limit, lambda: (1 - inside) * jnp.sign(x) * d_limit)
+    )
+
+
+def wing_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    width: ArrayLike = 10.0,
+    curvature: ArrayLike = 2.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Wing loss: logarithmic near the target, so that small errors count, and linear beyond.
+
+    With e = p - t, w the `width` and c the `curvature`:
+
+        loss = w * log(1 + |e| / c)                    where |e| < w
+        loss = |e| - w + w * log(1 + w / c)            elsewhere
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1.
+        width: error from which on the loss is linear, at least 0; shaped like `targets`.
+        curvature: error from which on the logarithm bends, positive; shaped like `targets`.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in units of the targets, of the shape of both together, in float32 (float64
+        for float64 predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, `width` is negative, or `curvature` is not positive.
+
+    The derivative by p is `sign(e) * w / (c + |e|)` near the target and `sign(e)` beyond. There
+    are two kinks, and their derivatives are the means of the sides: 0 for an exact fit, with
+    w / c on either side, and `sign(e) * (w / (c + w) + 1) / 2` at |e| = w. The settings have
+    derivatives too.
+
+    References:
+        Feng et al., Wing Loss for Robust Facial Landmark Localisation with Convolutional Neural
+        Networks, 2018, arXiv:1711.06753.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.wing_loss(jax.numpy.array([2.0, 12.0]), 0))
+    [ 6.931472 19.917595]
+    >>> print(jax.grad(jaxloss.wing_loss)(0.0, 0.0))
+    0.0
+    """
+    checks.option("width", width, 0, float("inf"))
+    p, t, where = _pair(predictions, targets, where)
+    checks.option("curvature", curvature, float(jnp.finfo(p.dtype).tiny), float("inf"))
+    width = checks.setting("width", width, "predictions", p)
+    return _wing(p, t, width, checks.setting("curvature", curvature, "predictions", p), where)
+
+
+@jit_when_eager
+def _wing(p, t, width, curvature, where):
+    p, t = inputs.mask(where, p, t)
+    width, curvature = (jnp.broadcast_to(a, p.shape) for a in (width, curvature))
+    return inputs.masked(where, _wing_of(p, t, width, curvature))
+
+
+@jax.custom_jvp
+def _wing_of(p: Array, t: Array, w: Array, c: Array) -> Array:
+    size = jnp.abs(p - t)
+    near = w * jnp.log1p(jnp.minimum(size, w) / c)
+    return jnp.where(size > w, near + (size - w), near)
+
+
+@partial(_wing_of.defjvp, symbolic_zeros=True)
+def _wing_rule(primals, tangents):
+    # With h = 0, 1/2 and 1 for an |e| below, at and beyond w, and n = min(|e|, w):
+    #   d/d|e| = (1 - h) w / (c + |e|) + h
+    #   d/dw = log(1 + n / c) - h c / (c + w)    d/dc = -w n / (c (c + n))
+    (p, t, w, c), (dp, dt, dw, dc) = primals, tangents
+    out, size = _wing_of(p, t, w, c), absolute(p - t)
+    beyond, near = heaviside(size - w), jnp.minimum(size, w)
+    slope = jnp.sign(p - t) * ((1 - beyond) * w / (c + size) + beyond)
+    return out, tangent_sum(
+        out,
+        (dp, lambda: slope * dp),
+        (dt, lambda: -slope * dt),
+        (dw, lambda: (jnp.log1p(near / c) - beyond * c / (c + w)) * dw),
+        (dc, lambda: -w / c * near / (c + near) * dc),
     )
 
 
