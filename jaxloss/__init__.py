@@ -5,6 +5,7 @@ nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxl
 has TensorFlow's names.
 """
 
+from jaxloss._core.declare import takes
 from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
@@ -142,6 +143,7 @@ __all__ = [
     "squared_hinge_loss",
     "squared_log_error",
     "supervised_contrastive_loss",
+    "takes",
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",

@@ -8,10 +8,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import sigmoid, softplus, xlog1my, xlogy
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(
+    logits=("entries", "logits"),
+    labels=("entries", "bit"),
+    label_smoothing=("entries", "probability"),
+    pos_weight=("entries", "positive"),
+)
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -132,6 +139,7 @@ def _bce_slope_rule(primals, tangents):
     return bce_slope(*primals), (a + b) * (sigmoid(x) * sigmoid(-x)) * dx + by_weights
 
 
+@takes(probabilities=("entries", "probability"), labels=("entries", "bit"))
 def binary_cross_entropy(
     probabilities: ArrayLike,
     labels: ArrayLike,

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import Terms, combined, label_nll, soft_nll
 from jaxloss._core.numerics import one_or_nan, xlogy
 from jaxloss._core.rows import logsumexp
@@ -16,6 +17,7 @@ from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import class_shape, classes
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -69,6 +71,7 @@ def _softmax_ce(x, y, live, *, axis):
     return inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""`softmax_cross_entropy` along the last axis, under the name that optax gives the one
     which takes logits of -inf. Here both do, in every derivative.
@@ -86,6 +89,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return softmax_cross_entropy(logits, labels)
 
 
+@takes(logits=("row", "logits"), labels="labels")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -178,6 +182,7 @@ def _uniform(x, live, axis):
     return live.astype(x.dtype) / jnp.maximum(count, 1)
 
 
+@takes(probabilities=("row", "distribution"), labels=("row", "distribution"))
 def categorical_cross_entropy(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -229,6 +234,7 @@ def _probability_ce(p, y, live, *, axis):
     return 0 - jnp.sum(xlogy(y, p), axis)
 
 
+@takes(probabilities=("row", "distribution"), labels="labels")
 def categorical_cross_entropy_with_integer_labels(
     probabilities: ArrayLike,
     labels: ArrayLike,

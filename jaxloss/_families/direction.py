@@ -9,11 +9,13 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.rules import jit_when_eager, with_fast_gradient
 from jaxloss._core.split import total
 from jaxloss._core.vectors import Length, length, unit_vector
 
 
+@takes(predictions="row", targets="row")
 def cosine_similarity(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -55,6 +57,7 @@ def cosine_similarity(
     return _cosine(p, t, live, floor, axis=axis, distance=False)
 
 
+@takes(predictions="row", targets="row")
 def cosine_distance(
     predictions: ArrayLike,
     targets: ArrayLike,

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import (
     clip_to_finite,
     defined,
@@ -24,6 +25,7 @@ from jaxloss._core.rules import jit_when_eager, with_fast_gradient
 from jaxloss._core.split import ClassAxis, largest_of, sums, total
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -106,6 +108,7 @@ def _scaled_log(t):
     return jnp.log(t + float(jnp.finfo(t.dtype).tiny)) * _scale(t)
 
 
+@takes(log_predictions=("row", "log distribution"), log_targets=("row", "log distribution"))
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,
@@ -157,6 +160,7 @@ def _kl_of_logs(log_p, log_t, live, *, axis):
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def generalized_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -202,6 +206,7 @@ def _kl_of_measures(log_p, t, live, *, axis):
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def convex_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -222,6 +227,7 @@ def convex_kl_divergence(
     return generalized_kl_divergence(log_predictions, targets, axis, where)
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def js_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -321,6 +327,7 @@ def _log_share_rule(primals, tangents):
     return _log_share(a, b), (by_a - db) / total
 
 
+@takes(logits=("row", "logits"), teacher_logits=("row", "logits"))
 def distillation_loss(
     logits: ArrayLike,
     teacher_logits: ArrayLike,

@@ -11,12 +11,14 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import is_label, other_class
 from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, times
 from jaxloss._core.rules import jit_when_eager, tangent_sum, with_fast_gradient
 from jaxloss._core.split import of_label, sums, total
 
 
+@takes(logits=("entries", "logits"), labels=("entries", "bit"))
 def sparsemax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -92,6 +94,7 @@ def _sparse_slope_rule(primals, tangents):
     return _sparse_slope(x, z), 0.25 * (jnp.sign(x + 1) - jnp.sign(x - 1)) * dx - dz
 
 
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_sparsemax_loss(
     scores: ArrayLike,
     labels: ArrayLike,

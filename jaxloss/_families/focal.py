@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import Weights, soft_row, softmax_residual
 from jaxloss._core.numerics import clip_to_finite, largest, sigmoid, softplus, times
 from jaxloss._core.rows import complement, finite_gap, log_complement, softmax
@@ -20,6 +21,12 @@ from jaxloss._families.binary import bce, bce_slope
 from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
 
 
+@takes(
+    logits=("entries", "logits"),
+    labels=("entries", "bit"),
+    alpha=("entries", "probability"),
+    gamma=("entries", "positive"),
+)
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -198,6 +205,7 @@ def _wrong_slope_rule(primals, tangents):
     return r, tangent_sum(r, (dx, by_x), (dz, by_z))
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -307,6 +315,7 @@ def _focal_and_gradient(x, y, gamma, *, axis):
     return loss, softmax_residual(x, w, row, Weights(*of_weights))
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -386,6 +395,7 @@ def _poly_and_gradient(x, y, epsilon, *, axis):
     return row.loss + factor * missing, softmax_residual(x, w, row, of)
 
 
+@takes(logits=("row", "logits"), labels="labels")
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -9,10 +9,12 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import ratio, times, xlogy
 from jaxloss._core.rules import jit_when_eager
 
 
+@takes(predictions="entries", targets=("entries", "positive"))
 def poisson_nll(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -73,6 +75,7 @@ def rate_nll(rate, t, floor):
     return rate - xlogy(t, rate + floor)
 
 
+@takes(predictions="entries", targets="entries", variance=("entries", "positive"))
 def gaussian_nll(
     predictions: ArrayLike,
     targets: ArrayLike,

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import inputs, passes
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import is_label
 from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, relu, times
 from jaxloss._core.rules import (
@@ -24,6 +25,7 @@ from jaxloss._core.rules import (
 from jaxloss._core.split import of_label
 
 
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def hinge_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -76,6 +78,7 @@ def _agreement_rule(primals, tangents):
     return out, tangent_sum(out, (dx, lambda: t * dx), (dt, lambda: clip_to_finite(x) * dt))
 
 
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def squared_hinge_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -115,6 +118,7 @@ def _squared_relu_rule(primals, tangents):
     return _squared_relu(x), 2 * relu(x) * dx
 
 
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def perceptron_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -144,6 +148,7 @@ def _perceptron(x, t, where):
     return inputs.masked(where, relu(-_agreement(x, t)))
 
 
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -246,6 +251,7 @@ def _over_label(best, s, labels, axis, margin):
     return nan_unless((k >= 0) & (k < s.shape[axis]), lead), label_is_best
 
 
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_perceptron_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -270,6 +276,7 @@ def multiclass_perceptron_loss(
     return _multiclass_hinge(s, labels, live, axis=axis, margin=0)
 
 
+@takes(scores=("row", "logits"), labels=("row", "distribution"))
 def categorical_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,

@@ -8,12 +8,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import relu, softplus, times
 from jaxloss._core.pairs import AxisName
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(anchors="row", positives="row", negatives="row")
 def triplet_margin_loss(
     anchors: ArrayLike,
     positives: ArrayLike,
@@ -129,6 +131,7 @@ def _power_rule(odd, primals, tangents):
     return out, tangent_sum(out, (dd, lambda: q * _power(d, q - 1, not odd) * dd), (dq, by_q))
 
 
+@takes(embeddings="embeddings", labels="labels")
 def circle_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,

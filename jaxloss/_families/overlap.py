@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
@@ -24,6 +25,7 @@ from jaxloss._core.split import class_shape
 ClassReduction = Literal["mean", "sum", "none"]
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -92,6 +94,7 @@ def dice_loss(
     return _dice(predictions, targets, alpha, beta, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def tversky_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -134,6 +137,7 @@ def tversky_loss(
     return _dice(predictions, targets, alpha, beta, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def jaccard_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -170,6 +174,7 @@ def jaccard_loss(
     return _dice(predictions, targets, 1.0, 1.0, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "bit"))
 def binary_dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -208,6 +213,7 @@ def binary_dice_loss(
     return dice_loss(x, t, smooth=smooth, apply_softmax=apply_sigmoid, where=where)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def multiclass_generalized_dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -224,6 +230,8 @@ def multiclass_generalized_dice_loss(
 
         loss = mean over batch and c of w_c * dice_c,    w_c = C * v_c / sum_k v_k,
         v_c = 1 / (F_c ** 2 + 1e-7)
+
+    The mean is over the examples that have a pixel in `where`.
 
     A class that is nowhere in the batch has nearly all of the weight.
 
@@ -333,7 +341,11 @@ def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
     targets = inputs.exclude(pixels.live, pixels.t, 0)
     frequency = jnp.sum(targets, tuple(range(targets.ndim - 1)))
     weights = frequency.size * _rarity(frequency)
-    return reduce_losses(_weighed(losses, weights, ignore_background), "mean")
+    losses = _weighed(losses, weights, ignore_background)
+    if pixels.live is None:
+        return reduce_losses(losses, "mean")
+    images = jnp.any(pixels.live, tuple(range(1, pixels.live.ndim)))[:, None]
+    return reduce_losses(losses, "mean", where=jnp.broadcast_to(images, losses.shape))
 
 
 def _weighed(losses, class_weights, ignore_background):

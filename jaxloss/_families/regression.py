@@ -11,10 +11,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh, times
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(predictions="entries", targets="entries")
 def squared_error(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -68,6 +70,7 @@ def _square_rule(primals, tangents):
     return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
+@takes(predictions="entries", targets="entries")
 def l2_loss(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -93,6 +96,7 @@ def _half_squared(p, t, where):
     return inputs.masked(where, 0.5 * _square(*inputs.mask(where, p, t)))
 
 
+@takes(predictions="entries", targets="entries")
 def absolute_error(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -127,6 +131,7 @@ def _absolute(p, t, where):
     return inputs.masked(where, absolute(error))
 
 
+@takes(predictions="entries", targets="entries", delta=("entries", "positive"))
 def huber_loss(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -211,6 +216,12 @@ def _bounded_rule(primals, tangents):
     )
 
 
+@takes(
+    predictions="entries",
+    targets="entries",
+    width=("entries", "positive"),
+    curvature=("entries", "positive"),
+)
 def wing_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -296,6 +307,7 @@ def _wing_rule(primals, tangents):
     )
 
 
+@takes(predictions="entries", targets="entries")
 def log_cosh(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -345,6 +357,7 @@ def _log_cosh_rule(primals, tangents):
     return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
+@takes(predictions="entries", targets="entries", quantile=("entries", "probability"))
 def quantile_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -394,6 +407,7 @@ def _quantile(p, t, quantile, where):
     return inputs.masked(where, loss)
 
 
+@takes(predictions="entries", targets=("entries", "positive"), epsilon=("entries", "positive"))
 def absolute_percentage_error(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -463,6 +477,7 @@ def _relative_error_rule(primals, tangents):
     )
 
 
+@takes(predictions=("entries", "positive"), targets=("entries", "positive"))
 def squared_log_error(
     predictions: ArrayLike,
     targets: ArrayLike,

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
+from jaxloss._core.declare import declaration
 from jaxloss.keras import _inputs
 from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
 
@@ -25,18 +26,6 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, and defaul
 import keras
 
 AnyLoss = str | jaxloss.Loss | jaxloss.keras.Loss | Callable[..., Array]
-
-# Functions whose targets are class numbers, one for each row of predictions.
-CLASS_NUMBERS = (
-    jaxloss.categorical_cross_entropy_with_integer_labels,
-    jaxloss.circle_loss,
-    jaxloss.generalized_cross_entropy,
-    jaxloss.multiclass_hinge_loss,
-    jaxloss.multiclass_perceptron_loss,
-    jaxloss.multiclass_sparsemax_loss,
-    jaxloss.softmax_cross_entropy_with_integer_labels,
-    jaxloss.supervised_contrastive_loss,
-)
 
 # First arguments that give away that a function takes its predictions first.
 PREDICTIONS = frozenset({"logits", "pred", "predictions", "preds", "y_hat", "y_pred"})
@@ -229,13 +218,11 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
     if not isinstance(loss, jaxloss.Loss) and not _is_ours(loss):
         return LossFunctionWrapper(loss, reduction, dtype=dtype)
     loss = loss if isinstance(loss, jaxloss.Loss) else jaxloss.Loss(loss)
-    loss = jaxloss.Loss(
-        loss.fn, REDUCTIONS[reduction], ignore_index=loss.ignore_index, **loss.options
-    )
+    loss = loss.replace(reduction=REDUCTIONS[reduction])
     # Half precision is for the result only.
     dtype = None if dtype is None or jnp.finfo(dtype).bits < 64 else dtype
-    # By identity: a callable of yours need be neither hashable nor comparable.
-    numbered = loss.ignore_index is not None or any(loss.fn is fn for fn in CLASS_NUMBERS)
+    takes = declaration(loss.fn)
+    numbered = loss.ignore_index is not None or (takes is not None and takes.has("labels"))
     align = _class_numbers if numbered else _inputs.aligned
 
     def run(y_true, y_pred, weights, mask):

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -12,8 +13,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, reduce
+from jaxloss._core.examples import (
+    arrays,
+    check_options,
+    class_axes,
+    fill_trees,
+    floating_losses,
+    rank,
+    weighed_losses,
+)
 from jaxloss._core.numerics import compute_dtype
-from jaxloss._loss import arrays, check_options, class_axes, floating_losses, rank, weighed_losses
 from jaxloss.keras._inputs import aligned
 
 REDUCTIONS: dict[str | None, reduce.Reduction] = {
@@ -148,7 +157,8 @@ class Loss(_Checked):
         axes = self._class_axes(y_pred)
         each = where is not None or (weights is not None and weights.ndim > 0)
 
-        def losses_of(y_pred, y_true):
+        def losses_of(arguments):
+            y_pred, y_true = arguments
             losses = floating_losses(self.call(y_true, y_pred))
             if each and losses.ndim == 0 and rank(y_pred):
                 raise ValueError(self._no_examples())
@@ -156,9 +166,8 @@ class Loss(_Checked):
 
         return weighed_losses(
             losses_of,
-            y_pred,
-            y_true,
-            axes,
+            (y_pred, y_true),
+            partial(fill_trees, axes=axes),
             weights=weights,
             where=where,
             names=("sample_weight", "mask"),

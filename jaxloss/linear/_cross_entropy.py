@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import ClassAxis, total_classes
@@ -24,6 +25,7 @@ from jaxloss.linear._vocab import VocabSweep
 Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
 
+@takes(unreduced={"reduction": "none"}, hidden="row", weight="shared", labels="labels")
 def linear_cross_entropy(
     hidden: ArrayLike,
     weight: ArrayLike,

@@ -347,8 +347,17 @@ def test_in_a_loss():
     np.testing.assert_allclose(
         Loss(dice, "none")(X, t, class_where=pixels), dice(X, t, where=pixels), rtol=1e-6
     )
-    with pytest.raises(ValueError, match="scalar for a batch"):
-        Loss(generalized)(X, t)
+    assert Loss(generalized)(X, t) == generalized(X, t)
+    with pytest.raises(ValueError, match="already reduced"):
+        Loss(generalized)(X, t, weights=jnp.ones(2))
+
+
+def test_generalized_mean_is_of_images_with_a_pixel():
+    pixels = np.ones(SHAPE[:-1], bool)
+    pixels[0] = False
+    np.testing.assert_allclose(
+        generalized(X, T, where=pixels), generalized(X[1:], T[1:]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
