@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
 from jaxloss.keras import _adapter, _inputs, as_keras_loss
+from tests.cases import CASES
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
 
@@ -156,6 +158,17 @@ def test_every_function_of_class_numbers_is_listed():
     y = jnp.asarray(Y)
     found = {f for f in functions if runs(f, y) and not runs(f, y.astype(float))}
     assert found == set(_adapter.CLASS_NUMBERS)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.targets == "sign"], ids=str)
+def test_labels_of_hinges_are_signs(case):
+    """Those of Keras's own may be 0 and 1; of ours `checkify` finds that they are not signs."""
+    for loss in (as_keras_loss(case.fn), as_keras_loss(jaxloss.Loss(case.fn))):
+        checked = checkify.checkify(loss)
+        assert checked(np.sign(X), X)[0].get() is None
+        assert "must be -1 or 1" in checked((X > 0).astype("f"), X)[0].get()
+    for name in ("hinge", "SquaredHinge"):
+        assert checkify.checkify(as_keras_loss(name))((X > 0).astype("f"), X)[0].get() is None
 
 
 def test_nothing_but_rows_that_count_matters():
