@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxloss
+from jaxloss._names import unknown
 
 __all__ = [
     "sigmoid_cross_entropy_with_logits",
@@ -173,3 +174,7 @@ def _same_shape(labels: ArrayLike, logits: ArrayLike) -> tuple[Array, Array]:
 
 def _as_logits(loss: Array, logits: Array) -> Array:
     return loss.astype(logits.dtype)
+
+
+def __getattr__(name: str):
+    raise AttributeError(unknown(__name__, name, __all__))
