@@ -500,7 +500,7 @@ class Tversky(_Regions):
     """`tversky` with a reduction.
 
     >>> print(Tversky(0.25, 0.75, axis=1)([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]))
-    0.2
+    0.428571
     """
 
     def __init__(

@@ -279,8 +279,10 @@ def test_regions():
     close(keras.dice(empty, empty, axis=1), [1, 1])  # As in Keras.
     t, p = np.array([[1.0, 1, 0, 0]]), np.array([[1.0, 0, 0, 0]])
     close(keras.dice(t, p), 1 / 3)
-    # One false negative, whose weight alpha is in Keras 3.15.
-    close(keras.tversky([1.0, 1], [1.0, 0], alpha=0.9, beta=0.1), 0.4736842)
+    # One false negative, which Keras 3.15 weighs by alpha, 3.16 by beta.
+    close(keras.tversky([1.0, 1], [1.0, 0], alpha=0.1, beta=0.9), 0.4736842)
+    close(keras.Tversky(alpha=0.9, beta=0.1)([1.0, 1], [1.0, 0]), 0.0909091)
+    close(keras.tversky([1.0, 0], [1.0, 1], alpha=0.9, beta=0.1), 0.4736842)
     t, p = np.random.default_rng(0).uniform(size=(2, 3, 4, 5))
     close(keras.dice(t, p, axis=(1, 2)), [keras.dice(t[i], p[i]) for i in range(3)])
 
