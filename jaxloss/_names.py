@@ -46,9 +46,9 @@ def unknown(module: str, name: str, known: Iterable[str]) -> str:
 
 
 def _meant(module: str, name: str, known: list[str]) -> list[str]:
-    same = next((n for n in known if _short(n) == _short(name)), None)
+    same = next((n for n in known if short(n) == short(name)), None)
     here = [] if same is None else [f"{module}.{same}"]
-    if ours := ELSEWHERE.get(_short(name)):
+    if ours := ELSEWHERE.get(short(name)):
         here.append(f"jaxloss.{ours}")
     others = {"jaxloss", *(f"jaxloss.{face}" for face in FACES)} - {module}
     here += [f"{m}.{name}" for m in sorted(others) if name in import_module(m).__all__]
@@ -56,5 +56,6 @@ def _meant(module: str, name: str, known: list[str]) -> list[str]:
     return here if near is None else [f"{module}.{near}"]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """What the names of one loss in several libraries and spellings have in common."""
     return name.lower().replace("_", "").removesuffix("loss")

@@ -14,7 +14,7 @@ import pytest
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
-from jaxloss._names import ELSEWHERE, _short
+from jaxloss._names import ELSEWHERE, short
 from tests.cases import CASES
 
 # A function of labels, one that makes losses, and one that adds them up.
@@ -62,15 +62,15 @@ def test_names_of_other_modules_are_suggested(module):
     for other in MODULES:
         for name in (n for n in other.__all__ if not hasattr(module, n)):
             assert f"{other.__name__}.{name}" in suggested(module, name)
-    for short in (n for n in ELSEWHERE if not hasattr(module, n)):
-        for path in suggested(module, short):
+    for name in (n for n in ELSEWHERE if not hasattr(module, n)):
+        for path in suggested(module, name):
             assert callable(operator.attrgetter(path.partition(".")[2])(jaxloss))
     assert not hasattr(module, "__wrapped__") and not hasattr(module, "quite_another_thing")
 
 
 def test_no_name_elsewhere_is_ours():
-    assert not {_short(name) for name in jaxloss.__all__} & set(ELSEWHERE)
-    assert all(_short(name) == name for name in ELSEWHERE)
+    assert not {short(name) for name in jaxloss.__all__} & set(ELSEWHERE)
+    assert all(short(name) == name for name in ELSEWHERE)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def mine(y_true, y_pred):
     return integer_ce(y_pred, y_true)
 
 
+def required(fn):
+    """The names of the arguments that a function cannot do without."""
+    return [p.name for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
+
+
+def takes_two(fn):
+    try:
+        return bool(inspect.signature(fn).bind(0, 0))
+    except TypeError:
+        return False
+
+
 FORMS = {
     "function": integer_ce,
     "jit": jax.jit(integer_ce),
@@ -214,10 +226,9 @@ def test_names():
     ("given", "error", "message"),
     [
         (3, TypeError, "a loss is a function, a Loss or a name, got int"),
-        (jaxloss.gaussian_nll, TypeError, "gaussian_nll .*missing.*'variance'"),
         (lambda y_pred, y_true: y_pred, TypeError, r"'y_pred' first.*give jaxloss.Loss\("),
         (lambda logits, labels: logits, TypeError, r"'logits' first"),
-        (lambda y_true: y_true, TypeError, "too many positional arguments"),
+        (lambda y_true: y_true, TypeError, "takes y_true, but Keras passes y_true and y_pred"),
         (keras.losses.Huber(), TypeError, "a loss of Keras already"),
         (jaxloss.Loss(integer_ce, axis_name="d"), ValueError, "no mapped axis 'd'"),
         ("mean_square_error", ValueError, "mean_squared_error"),
@@ -226,6 +237,29 @@ def test_names():
 def test_refused(given, error, message):
     with pytest.raises(error, match=message):
         as_keras_loss(given)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in jaxloss.__all__ if n != "Loss" and not takes_two(getattr(jaxloss, n))]
+)
+def test_functions_of_other_arguments(name):
+    """The error is a sentence that says what they take, and what to do."""
+    *others, last = required(getattr(jaxloss, name))
+    taken = f"{', '.join(others)} and {last}" if others else last
+    with pytest.raises(TypeError) as caught:
+        as_keras_loss(getattr(jaxloss, name))
+    start = f"{name} takes {taken}, but Keras passes y_true and y_pred: give a function of these "
+    assert str(caught.value).startswith(f"{start}two that calls it")
+    assert str(caught.value).endswith(", or 'ctc', Keras's own form of it") == (name == "ctc_loss")
+
+
+def test_a_function_that_calls_one_of_other_arguments():
+    def nll(y_true, y_pred):
+        return jaxloss.gaussian_nll(y_pred[:, 0], y_true, jnp.exp(y_pred[:, 1]))
+
+    close(as_keras_loss(nll)(Y, X), np.mean(((X[:, 0] - Y) ** 2 / np.exp(X[:, 1]) + X[:, 1]) / 2))
+    loss = as_keras_loss(functools.partial(jaxloss.gaussian_nll, variance=2.0))
+    close(loss(X, X + 1), (0.5 + np.log(2)) / 2)
 
 
 def test_unknown_reduction():
