@@ -2,9 +2,13 @@
 
 Functions take predictions first, then targets, and return one loss for each example, in
 nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxloss.tf`
-has TensorFlow's names.
+has TensorFlow's names, `jaxloss.keras` those of Keras; both are imported when first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from jaxloss import _names
 from jaxloss._core.declare import takes
 from jaxloss._families.binary import (
     binary_cross_entropy,
@@ -83,6 +87,10 @@ from jaxloss._loss import Loss
 from jaxloss._training import total_loss
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
+if TYPE_CHECKING:
+    from jaxloss import keras as keras
+    from jaxloss import tf as tf
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -149,3 +157,13 @@ __all__ = [
     "tversky_loss",
     "wing_loss",
 ]
+
+
+def __getattr__(name: str):
+    if name in _names.FACES:
+        return import_module(f"jaxloss.{name}")
+    raise AttributeError(_names.unknown(__name__, name, __all__))
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_names.FACES])

@@ -115,8 +115,18 @@ def test_labels_that_are_not_integers(fn, dtype):
     ids=ids,
 )
 def test_class_numbers_given_to_a_dense_function(fn):
-    words = ["(2,)", "(2, 3)", "with_integer_labels"]
+    """The message gives the one-hot labels to write, and they are right."""
+    words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
     fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
+    for options in ({}, {"axis": 1} if "axis" in parameters(fn) else {}):
+        p, labels = jnp.full((2, 3, 3), 1 / 3), jnp.array([[0, 1, 2], [2, 1, 1]])
+        with pytest.raises(ValueError, match=r"jax\.nn\.one_hot\(") as caught:
+            fn(p, labels, **options)
+        (written,) = re.findall(r"jax\.nn\.one_hot\(.*?\)", str(caught.value))
+        one_hot = eval(written, {"jax": jax, "labels": labels})
+        want = jax.nn.one_hot(labels, 3, axis=options.get("axis", -1))
+        np.testing.assert_array_equal(one_hot, want)
+        assert fn(p, one_hot, **options).shape == (2, 3)
 
 
 @pytest.mark.parametrize("fn", [f for f in EVERY if "where" in parameters(f)], ids=ids)

@@ -64,14 +64,24 @@ def dense(x_name, x, y_name, y, axis, where):
     integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
     if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
-            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
-            f"class labels are for the function of this name ..._with_integer_labels"
+            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; "
+            f"{_one_hot(y_name, x.shape, axis)}"
         )
     shape = checks.common_shape(x_name, x, y_name, y)
     x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
     axes = checks.axes(axis, x.ndim)
     x, axis, live = rows(x_name, x, axes, where)
     return x, y if len(axes) == 1 else checks.classes_last(y, axes), axis, live
+
+
+def _one_hot(name, shape, axis):
+    """What to write where integer labels came instead of those over the classes."""
+    (axis,) = checks.axes(axis, len(shape)) if axis is not None else (len(shape) - 1,)
+    along = "" if axis == len(shape) - 1 else f", axis={axis}"
+    return (
+        f"integer class labels become jax.nn.one_hot({name}, {shape[axis]}{along}), or are for a "
+        f"function whose name ends in _with_integer_labels"
+    )
 
 
 def labels(name, x, labels, axis, ignore_index):

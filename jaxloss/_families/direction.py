@@ -142,7 +142,7 @@ def _floored_unit(x, epsilon, axis) -> _Unit:
     if epsilon is None:
         return _Unit(u, missing)
     floor = jnp.sqrt(epsilon)
-    short = total(x * u, axis) < floor
+    short = ~zero & (total(x * u, axis) < floor)  # A zero vector has derivatives of zero.
     v = jnp.where(short, x / jnp.where(short, floor, 1), u)
     return _Unit(v, jnp.where(short, 1 - total(v * v, axis), missing))
 

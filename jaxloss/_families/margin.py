@@ -16,6 +16,7 @@ from jaxloss._core.checks import Axis
 from jaxloss._core.declare import takes
 from jaxloss._core.nll import is_label
 from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, relu, times
+from jaxloss._core.reports import report
 from jaxloss._core.rules import (
     jit_when_eager,
     tangent_sum,
@@ -37,7 +38,9 @@ def hinge_loss(
     Args:
         predictor_outputs: scores x, any shape and floating dtype; their sign decides.
         targets: t, -1 or 1, of the shape of the scores, a scalar, or of the same rank with
-            axes of size 1. Map labels of 0 and 1 by `2 * label - 1`.
+            axes of size 1. Map labels of 0 and 1 by `2 * label - 1`: a target of 0 costs 1
+            whatever the score, and under `jax.experimental.checkify` all but -1 and 1 are
+            reported.
         where: booleans shaped like the scores; elsewhere the loss is 0.
 
     Returns:
@@ -61,7 +64,7 @@ def hinge_loss(
 
 @jit_when_eager
 def _hinge(x, t, where):
-    x, t = inputs.mask(where, x, t)
+    x, t = _live(x, t, where)
     return inputs.masked(where, relu(1 - _agreement(x, t)))
 
 
@@ -102,7 +105,7 @@ def squared_hinge_loss(
 
 @jit_when_eager
 def _squared_hinge(x, t, where):
-    x, t = inputs.mask(where, x, t)
+    x, t = _live(x, t, where)
     return inputs.masked(where, _squared_relu(1 - _agreement(x, t)))
 
 
@@ -127,7 +130,7 @@ def perceptron_loss(
 ) -> Array:
     r"""Perceptron loss of a binary classifier, `max(0, -t * x)`.
 
-    Args, returns, raises: see `hinge_loss`.
+    Args, returns, raises: see `hinge_loss`; of a target of 0 this is 0.
 
     The derivative by x is `-t` on the wrong side, 0 on the right one, `-t / 2` at x = 0, so
     that training can start there.
@@ -144,7 +147,7 @@ def perceptron_loss(
 
 @jit_when_eager
 def _perceptron(x, t, where):
-    x, t = inputs.mask(where, x, t)
+    x, t = _live(x, t, where)
     return inputs.masked(where, relu(-_agreement(x, t)))
 
 
@@ -340,3 +343,17 @@ def _categorical_hinge(s, y, live, *, axis):
 
 def _scores(predictor_outputs, targets, where):
     return inputs.elementwise("predictor_outputs", predictor_outputs, "targets", targets, where)
+
+
+def _live(x, t, where):
+    """Scores and signs, harmless where masked; `checkify` finds targets that are no signs."""
+    known = jnp.abs(t) == 1
+    t = report(
+        t,
+        jnp.all(known if where is None else known | ~where),
+        "targets must be -1 or 1, but reach from {low} to {high}; map labels of 0 and 1 by "
+        "2 * label - 1",
+        low=jnp.min(t, initial=1, where=where),
+        high=jnp.max(t, initial=-1, where=where),
+    )
+    return inputs.mask(where, x, t)

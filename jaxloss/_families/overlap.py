@@ -58,8 +58,9 @@ def dice_loss(
         smooth: s, at least 0.
         alpha: weight of false positives, at least 0.
         beta: weight of false negatives, at least 0.
-        apply_softmax: False if predictions are probabilities. They are taken as they are; under
-            `jax.experimental.checkify` those of a pixel that do not sum to one are reported.
+        apply_softmax: False if predictions are probabilities. They are taken as they are, those
+            of classes that overlap too; if the targets of every pixel sum to one, so should they,
+            and if not, `jax.experimental.checkify` reports it.
         reduction: "mean", "sum" or "none", over classes.
         ignore_background: leave out the first class, if there are several.
         axis: the axes to sum over; by default all but the first and the last. Those of a
@@ -382,7 +383,7 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
         return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
-        x = _reported_sums(x, live, tolerance)
+        x = _reported_sums(x, t, live, tolerance)
     p = inputs.probabilities(x)
     return outcomes(p, 1 - p, t, axis)
 
@@ -437,17 +438,25 @@ def _both_rule(primals, tangents):
     return (p, q), (dp, -dp)
 
 
-def _reported_sums(p, live, tolerance):
-    """The probabilities; `checkify` finds those of a pixel that do not sum to one."""
-    sums = jnp.sum(jax.lax.stop_gradient(p), -1)
-    if live is not None:  # Without some of the classes there is no sum to expect.
-        sums = jnp.where(jnp.all(live, -1), sums, 1)
+def _reported_sums(p, t, live, tolerance):
+    """The probabilities; `checkify` finds those of a pixel that do not sum to one.
+
+    Where a softmax is meant: classes that overlap, or leave pixels to none, have no such sum.
+    """
+    whole = True if live is None else jnp.all(live, -1)  # Nor has a part of the classes.
+
+    def sums(x):
+        return jnp.where(whole, jnp.sum(jax.lax.stop_gradient(x), -1), 1)
+
+    exclusive = jnp.all(jnp.abs(sums(t) - 1) <= tolerance)
+    of_pixels = sums(p)
     return report(
         p,
-        jnp.all(jnp.abs(sums - 1) <= tolerance),
-        "the probabilities of a pixel must sum to one, but sums reach from {low} to {high}",
-        low=jnp.min(sums, initial=1),
-        high=jnp.max(sums, initial=1),
+        jnp.all(jnp.abs(of_pixels - 1) <= tolerance) | ~exclusive,
+        "the probabilities of a pixel must sum to one, as its targets do, but sums reach from "
+        "{low} to {high}",
+        low=jnp.min(of_pixels, initial=1),
+        high=jnp.max(of_pixels, initial=1),
     )
 
 

@@ -11,7 +11,7 @@ of Keras itself. `docs/keras.md` lists what differs.
 
 from typing import TYPE_CHECKING
 
-from jaxloss._core.checks import closest
+from jaxloss._names import unknown
 
 # Classes
 from jaxloss.keras._classes import (
@@ -145,6 +145,4 @@ def __getattr__(name: str):
         from jaxloss.keras._adapter import as_keras_loss
 
         return as_keras_loss
-    meant = closest(name, [*__all__, "as_keras_loss"])
-    hint = f"; did you mean {meant!r}?" if meant else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    raise AttributeError(unknown(__name__, name, [*__all__, *ALIASES, "as_keras_loss"]))

@@ -18,6 +18,7 @@ import jaxloss
 import jaxloss.keras
 import jaxloss.tf
 from jaxloss._core.declare import declaration
+from jaxloss._names import short
 from jaxloss.keras import _inputs
 from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
 
@@ -185,14 +186,29 @@ def _check_arguments(fn: Callable[..., Any]) -> None:
     name = _name(fn)
     try:
         signature.bind(None, None)
-    except TypeError as error:
-        raise TypeError(f"Keras passes two arguments, but {name} has a {error}") from None
+    except TypeError:
+        raise TypeError(_other_arguments(name, signature)) from None
     first = next(iter(signature.parameters))
     if first in PREDICTIONS and not _is_ours(fn):
         raise TypeError(
             f"{name} takes {first!r} first, but Keras passes (y_true, y_pred): give "
             f"jaxloss.Loss({name}), which passes predictions first"
         )
+
+
+def _other_arguments(name: str, signature: inspect.Signature) -> str:
+    required = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    *others, last = required or ["nothing"]
+    taken = f"{', '.join(others)} and {last}" if others else last
+    same = [n for n in jaxloss.keras.__all__ if n.islower() and short(n) == short(name)]
+    return (
+        f"{name} takes {taken}, but Keras passes y_true and y_pred: give a function of these two "
+        f"that calls it" + "".join(f", or {n!r}, Keras's own form of it" for n in same)
+    )
 
 
 def _name(loss: Any) -> str:

@@ -406,6 +406,7 @@ class SparseCategoricalCrossentropy(_Labelled):
         ignore_class: int | None = None,
         reduction: str | None = _MEAN,
         axis: int = -1,
+        label_smoothing: ArrayLike = 0.0,
         name: str | None = "sparse_categorical_crossentropy",
         dtype: Any = None,
     ):
@@ -417,6 +418,7 @@ class SparseCategoricalCrossentropy(_Labelled):
             from_logits=from_logits,
             ignore_class=ignore_class,
             axis=axis,
+            label_smoothing=label_smoothing,
         )
 
     def _weighed(self, y_true, y_pred, weights, where):
@@ -498,7 +500,7 @@ class Tversky(_Regions):
     """`tversky` with a reduction.
 
     >>> print(Tversky(0.25, 0.75, axis=1)([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]))
-    0.2
+    0.428571
     """
 
     def __init__(

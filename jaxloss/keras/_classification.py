@@ -25,6 +25,7 @@ from jaxloss._core.numerics import (
     straight_through,
     xlogy,
 )
+from jaxloss._core.reduce import row_mean
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._families.focal import bounded_nll, class_weights
 from jaxloss.keras import _confusion
@@ -152,13 +153,15 @@ def sparse_categorical_crossentropy(
     from_logits: bool = False,
     ignore_class: int | None = None,
     axis: int = -1,
+    label_smoothing: ArrayLike = 0.0,
 ) -> Array:
-    """`categorical_crossentropy` of integer labels, without a one-hot of logits.
+    """`categorical_crossentropy` of integer labels, without their one-hot.
 
     Args:
         y_true: whole numbers, integers or floats, of the shape of `y_pred` without `axis`, or
             with an axis of size 1 there. Any other makes its row NaN, in value and gradient.
         ignore_class: rows with this label cost 0.
+        label_smoothing: as in Keras from 3.16 on.
 
     >>> print(sparse_categorical_crossentropy([1, 0], [[0.25, 0.75], [0.5, 0.5]]))
     [0.287682 0.693147]
@@ -169,13 +172,22 @@ def sparse_categorical_crossentropy(
     ignored = None if ignore_class is None else int(ignore_class)
     if from_logits:
         return jaxloss.softmax_cross_entropy_with_integer_labels(
-            p, labels, axis, ignore_index=ignored
+            p, labels, axis, label_smoothing=label_smoothing, ignore_index=ignored
         )
+    checks.option("label_smoothing", label_smoothing, 0, 1)
+    s = checks.optional_operand("label_smoothing", label_smoothing, p.dtype, ())
     if ignored is not None:
         p = jnp.where(jnp.expand_dims(labels == ignored, axis), 0.5, p)
-    return jaxloss.categorical_cross_entropy_with_integer_labels(
-        _clip(_normalised(p, axis)), labels, axis, ignore_index=ignored
+    q = _clip(_normalised(p, axis))
+    losses = jaxloss.categorical_cross_entropy_with_integer_labels(
+        q, labels, axis, ignore_index=ignored
     )
+    if s is None:
+        return losses
+    of_all = 0 - row_mean(jnp.log(q), (axis,))
+    if ignored is not None:
+        of_all = jnp.where(labels == ignored, 0, of_all)
+    return (1 - s) * losses + s * of_all
 
 
 def categorical_generalized_cross_entropy(

@@ -42,17 +42,17 @@ def tversky(
 
     Args:
         y_true, y_pred, axis: see `dice`.
-        alpha: weight of false negatives, as in Keras 3.15 (its documentation, and its code from
-            3.16 on, say false positives), at least 0.
-        beta: weight of false positives, at least 0.
+        alpha: weight of false positives, at least 0, as in Keras from 3.16 on; before, its code
+            took alpha for beta.
+        beta: weight of false negatives, at least 0.
 
     >>> print(tversky([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]], 0.25, 0.75, axis=1))
-    [0.2]
+    [0.428571]
     """
     of = _outcomes(y_true, y_pred, axis)
     dtype = of.true_positives.dtype
     alpha, beta = checks.scalar("alpha", alpha, dtype, 0), checks.scalar("beta", beta, dtype, 0)
-    wrong = alpha * of.false_negatives + beta * of.false_positives + EPSILON
+    wrong = alpha * of.false_positives + beta * of.false_negatives + EPSILON
     return share(wrong, of.true_positives)
 
 
