@@ -65,11 +65,12 @@ def sigmoid_binary_cross_entropy(
     >>> print(jax.grad(jaxloss.sigmoid_binary_cross_entropy)(0.0, 0.0))
     0.5
     """
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     if pos_weight is not None:
         pos_weight = checks.setting("pos_weight", pos_weight, "logits", x)
-    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, x.shape)
+    smoothing = checks.optional(
+        "label_smoothing", label_smoothing, checks.setting, "logits", x, checks.SHARE
+    )
     return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
 

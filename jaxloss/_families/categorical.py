@@ -146,13 +146,14 @@ def softmax_cross_entropy_with_integer_labels(
     >>> print(jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels))
     [4.076e-01 4.1223e-09]
     """
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     x, labels, axis, live = inputs.labelled("logits", logits, labels, axis, where, ignore_index)
     class_weights = checks.of_classes(
         "class_weights", class_weights, "logits", x.shape[axis], x.dtype
     )
-    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, ())
-    z = checks.optional_operand("z_loss", z_loss, x.dtype, ())
+    smoothing = checks.optional(
+        "label_smoothing", label_smoothing, checks.scalar, x.dtype, checks.SHARE
+    )
+    z = checks.optional("z_loss", z_loss, checks.scalar, x.dtype)
     return integer_cross_entropy(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
@@ -328,9 +329,8 @@ def smooth_labels(
     >>> print(jaxloss.smooth_labels(jax.numpy.array([0.0, 1.0]), 0.25))
     [0.125 0.875]
     """
-    checks.option("alpha", alpha, 0, 1)
     y = checks.predictions("labels", labels)
-    alpha = checks.scalar("alpha", alpha, y.dtype)
+    alpha = checks.scalar("alpha", alpha, y.dtype, checks.SHARE)
     if where is not None:
         where = checks.boolean("where", where)
         checks.fits("where", where, "labels", y.shape)

@@ -149,6 +149,6 @@ def _floored_unit(x, epsilon, axis) -> _Unit:
 
 def _pair(predictions, targets, epsilon, axis, where):
     """Check and convert two vectors, the mask and the floor of the squared norms."""
-    checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, axis, live = inputs.dense("predictions", predictions, "targets", targets, axis, where)
-    return p, t, live, checks.optional_operand("epsilon", epsilon, p.dtype, ()), axis
+    floor = checks.optional("epsilon", epsilon, checks.scalar, p.dtype, checks.NONNEGATIVE)
+    return p, t, live, floor, axis

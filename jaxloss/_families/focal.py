@@ -70,12 +70,10 @@ def sigmoid_focal_loss(
     >>> print(jaxloss.sigmoid_focal_loss(jax.numpy.array([0.0, 4.0]), 1))
     [1.732868e-01 5.871571e-06]
     """
-    checks.option("gamma", gamma, 0, float("inf"))
     x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     if alpha is not None:
-        checks.option("alpha", alpha, 0, 1)
-        alpha = checks.setting("alpha", alpha, "logits", x)
-    gamma = checks.setting("gamma", gamma, "logits", x)
+        alpha = checks.setting("alpha", alpha, "logits", x, checks.SHARE)
+    gamma = checks.setting("gamma", gamma, "logits", x, checks.NONNEGATIVE)
     return _sigmoid_focal(x, z, alpha, gamma, where)
 
 
@@ -252,9 +250,8 @@ def softmax_focal_loss(
     >>> print(jaxloss.softmax_focal_loss(logits, labels, gamma=1.0))
     4.2483e-18
     """
-    checks.option("gamma", gamma, 0, float("inf"))
     x, y, axis, live = inputs.dense("logits", logits, "labels", labels, axis, where)
-    gamma = checks.scalar("gamma", gamma, x.dtype)
+    gamma = checks.scalar("gamma", gamma, x.dtype, checks.NONNEGATIVE)
     if alpha is not None:
         alpha = class_weights(alpha, x, axis)
     return _softmax_focal(x, y, live, alpha, gamma, axis=axis)
@@ -446,11 +443,10 @@ def generalized_cross_entropy(
     >>> print(jaxloss.generalized_cross_entropy(logits, jax.numpy.array([0, 0])))
     [2.0612e-09 1.42857]
     """
-    checks.option("q", q, 0, 1)
     nll = softmax_cross_entropy_with_integer_labels(
         logits, labels, axis, where, ignore_index=ignore_index
     )
-    return bounded_nll(nll, checks.scalar("q", q, nll.dtype))
+    return bounded_nll(nll, checks.scalar("q", q, nll.dtype, checks.SHARE))
 
 
 @jit_when_eager

@@ -74,13 +74,12 @@ def triplet_margin_loss(
     shape = checks.common_shape("anchors", a, "negatives", n)
     a, p, n = (jnp.broadcast_to(x, shape) for x in (a, p, n))
     (axis,) = checks.axes(axis, len(shape))
-    checks.option("norm_degree", norm_degree, 1, float("inf"), closed=False)
-    checks.option("eps", eps, 0, float("inf"))
     # Squares and square roots are faster, and as a rule more accurate, than powers.
     square = isinstance(norm_degree, (int, float)) and norm_degree == 2
-    degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype)
+    finite = checks.Range(1.0, closed=False)
+    degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype, finite)
     margin = checks.scalar("margin", margin, a.dtype)
-    eps = checks.scalar("eps", eps, a.dtype)
+    eps = checks.scalar("eps", eps, a.dtype, checks.NONNEGATIVE)
     if where is not None:
         where = checks.boolean("where", where)
         losses = checks.without(shape, (axis,))
@@ -207,9 +206,10 @@ def circle_loss(
         theirs = pairs.labels("reference_labels", reference_labels, "reference_embeddings", y)
         pairs.comparable(x, y, own, theirs)
         references = (y, theirs)
-    checks.option("gamma", gamma, 0, float("inf"))
-    checks.option("margin", margin, 0, 1)
-    settings = [checks.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
+    settings = (
+        checks.scalar("gamma", gamma, x.dtype, checks.NONNEGATIVE),
+        checks.scalar("margin", margin, x.dtype, checks.SHARE),
+    )
     live = pairs.mask(where, "embeddings", x)
     return _circle(
         x,

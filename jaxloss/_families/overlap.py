@@ -260,7 +260,7 @@ def multiclass_generalized_dice_loss(
     pixels = _pixels(predictions, targets, where)
     return _generalized(
         pixels,
-        checks.scalar("smooth", smooth, pixels.x.dtype, 0),
+        checks.scalar("smooth", smooth, pixels.x.dtype, checks.NONNEGATIVE),
         axis=_pixel_axes(None, pixels.x.ndim),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -281,7 +281,10 @@ def _dice(predictions, targets, alpha, beta, *shared):
     return _class_average(
         pixels,
         class_weights,
-        *(checks.scalar(name, value, dtype, 0) for name, value in settings.items()),
+        *(
+            checks.scalar(name, value, dtype, checks.NONNEGATIVE)
+            for name, value in settings.items()
+        ),
         axis=_pixel_axes(axis, len(shape)),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,

@@ -232,9 +232,8 @@ def pairwise_hinge_loss(
     >>> print(jaxloss.pairwise_hinge_loss(scores, labels))
     2.0
     """
-    checks.option("margin", margin, 0, float("inf"))
     items = _items("scores", scores, labels, where, weights, segments)
-    margin = checks.scalar("margin", margin, items[0].dtype)
+    margin = checks.scalar("margin", margin, items[0].dtype, checks.NONNEGATIVE)
     return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
 
 

@@ -171,9 +171,9 @@ def huber_loss(
     >>> print(jaxloss.huber_loss(jax.numpy.array([0.5, 3.0]), 0))
     [0.125 2.5  ]
     """
-    checks.option("delta", delta, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _huber(p, t, checks.setting("delta", delta, "predictions", p), where)
+    delta = checks.setting("delta", delta, "predictions", p, checks.NONNEGATIVE)
+    return _huber(p, t, delta, where)
 
 
 @jit_when_eager
@@ -268,11 +268,11 @@ def wing_loss(
     >>> print(jax.grad(jaxloss.wing_loss)(0.0, 0.0))
     0.0
     """
-    checks.option("width", width, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    checks.option("curvature", curvature, float(jnp.finfo(p.dtype).tiny), float("inf"))
-    width = checks.setting("width", width, "predictions", p)
-    return _wing(p, t, width, checks.setting("curvature", curvature, "predictions", p), where)
+    width = checks.setting("width", width, "predictions", p, checks.NONNEGATIVE)
+    positive = checks.positive_range(p.dtype)
+    curvature = checks.setting("curvature", curvature, "predictions", p, positive)
+    return _wing(p, t, width, curvature, where)
 
 
 @jit_when_eager
@@ -395,9 +395,9 @@ def quantile_loss(
     >>> print(jaxloss.quantile_loss(jax.numpy.array([0.0, 2.0]), 1, quantile=0.75))
     [0.75 0.25]
     """
-    checks.option("quantile", quantile, 0, 1)
     p, t, where = _pair(predictions, targets, where)
-    return _quantile(p, t, checks.setting("quantile", quantile, "predictions", p), where)
+    quantile = checks.setting("quantile", quantile, "predictions", p, checks.SHARE)
+    return _quantile(p, t, quantile, where)
 
 
 @jit_when_eager
@@ -444,9 +444,9 @@ def absolute_percentage_error(
     >>> print(jaxloss.absolute_percentage_error(jax.numpy.array([1.5, 4.0]), 2))
     [ 25. 100.]
     """
-    checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _percentage(p, t, checks.setting("epsilon", epsilon, "predictions", p), where)
+    epsilon = checks.setting("epsilon", epsilon, "predictions", p, checks.NONNEGATIVE)
+    return _percentage(p, t, epsilon, where)
 
 
 @jit_when_eager

@@ -77,9 +77,9 @@ def binary_focal_crossentropy(
     weight = alpha if apply_class_balancing else None
     if from_logits:
         return mean(jaxloss.sigmoid_focal_loss(p, t, alpha=weight, gamma=gamma), axis)
-    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, 0))
+    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, checks.NONNEGATIVE))
     if weight is not None:
-        weight = checks.scalar("alpha", alpha, p.dtype, 0, 1)
+        weight = checks.scalar("alpha", alpha, p.dtype, checks.SHARE)
         losses *= t * weight + (1 - t) * (1 - weight)
     return mean(losses, axis)
 
@@ -137,7 +137,7 @@ def categorical_focal_crossentropy(
     t, p, axis = _categorical(y_true, y_pred, from_logits, label_smoothing, axis)
     if from_logits:
         return jaxloss.softmax_focal_loss(p, t, axis, alpha=jnp.asarray(alpha), gamma=gamma)
-    gamma = checks.scalar("gamma", gamma, p.dtype, 0)
+    gamma = checks.scalar("gamma", gamma, p.dtype, checks.NONNEGATIVE)
     return _focal(p, t, class_weights(alpha, p, axis), gamma, axis=axis)
 
 
@@ -174,8 +174,7 @@ def sparse_categorical_crossentropy(
         return jaxloss.softmax_cross_entropy_with_integer_labels(
             p, labels, axis, label_smoothing=label_smoothing, ignore_index=ignored
         )
-    checks.option("label_smoothing", label_smoothing, 0, 1)
-    s = checks.optional_operand("label_smoothing", label_smoothing, p.dtype, ())
+    s = checks.optional("label_smoothing", label_smoothing, checks.scalar, p.dtype, checks.SHARE)
     if ignored is not None:
         p = jnp.where(jnp.expand_dims(labels == ignored, axis), 0.5, p)
     q = _clip(_normalised(p, axis))
@@ -205,7 +204,7 @@ def categorical_generalized_cross_entropy(
     [0. 1.]
     """
     labels, p, axis = labelled(y_true, y_pred, -1)
-    q = checks.scalar("q", q, p.dtype, 0, 1)
+    q = checks.scalar("q", q, p.dtype, checks.SHARE)
     p = _confusion.checked(p, False, axis)
     return _bounded(nonnegative(p), labels, q)
 
@@ -238,8 +237,7 @@ def _clip(p: Array) -> Array:
 
 
 def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
-    checks.option("label_smoothing", smoothing, 0, 1)
-    s = checks.optional_operand("label_smoothing", smoothing, t.dtype, ())
+    s = checks.optional("label_smoothing", smoothing, checks.scalar, t.dtype, checks.SHARE)
     return t if s is None else t * (1 - s) + 0.5 * s
 
 
@@ -248,7 +246,6 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     p = _confusion.checked(p, from_logits, axis)
-    checks.option("label_smoothing", smoothing, 0, 1)
     if not isinstance(smoothing, (int, float)) or smoothing != 0:
         t = jaxloss.smooth_labels(t, smoothing, axis=axis)
     return t, p, axis

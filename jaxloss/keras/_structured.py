@@ -51,7 +51,10 @@ def tversky(
     """
     of = _outcomes(y_true, y_pred, axis)
     dtype = of.true_positives.dtype
-    alpha, beta = checks.scalar("alpha", alpha, dtype, 0), checks.scalar("beta", beta, dtype, 0)
+    alpha, beta = (
+        checks.scalar("alpha", alpha, dtype, checks.NONNEGATIVE),
+        checks.scalar("beta", beta, dtype, checks.NONNEGATIVE),
+    )
     wrong = alpha * of.false_positives + beta * of.false_negatives + EPSILON
     return share(wrong, of.true_positives)
 
