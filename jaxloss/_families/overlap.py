@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import ratio, sigmoid
+from jaxloss._core.numerics import one_or_nan, ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
 from jaxloss._core.rows import centred, complement, row, softmax
@@ -371,7 +371,7 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
         x = _reported_sums(x, live, tolerance)
-    p = inputs.probabilities(x)
+    p = x * one_or_nan(inputs.are_probabilities(x, axis), x.dtype)
     return outcomes(p, 1 - p, t, axis)
 
 
