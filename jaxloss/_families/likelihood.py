@@ -54,7 +54,7 @@ def poisson_nll(
 
     >>> import jax, jaxloss
     >>> print(jaxloss.poisson_nll(jax.numpy.array([0.0, 1.0]), jax.numpy.array([1, 2])))
-    [1.         0.71828]
+    [1.        0.7182817]
     """
     x, t, where = inputs.elementwise("predictions", predictions, "targets", targets, where)
     return _poisson(x, t, where, log_input=log_input, full=full)
