@@ -416,14 +416,14 @@ def _tangent(out, p, q, t, axis, by_x, dt):
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
     """`outcomes` of the softmax over the first axis, as one array."""
-    # XLA's CPU backend sums up arithmetic in one pass, but writes out what two passes share, if
-    # only a constant: hence the powers of two. At the largest logit 1 - e is exactly zero.
+    # With e = exp(x - top), p = e / (1 + tail); at the largest logit 1 - e is exactly zero.
     _, gap, tail = row(x, 0)
-    e, scale = jnp.exp(-gap), 1 / (1 + tail)
-    tp = jnp.sum(e * (t * (16 * scale)), axis) / 16
-    fp = jnp.sum(e * ((2 - 2 * t) * (2 * scale)), axis) / 4
-    fn = jnp.sum((8 * tail + (8 - 8 * e)) * (t * (4 * scale)), axis) / 32
-    return jnp.stack([tp, fp, fn])
+
+    def terms(e, t, tail, scale):
+        return e * (t * scale), e * ((1 - t) * scale), (tail + (1 - e)) * (t * scale)
+
+    sums = passes.sums(terms, axis, jnp.exp(-gap), t, tail, 1 / (1 + tail))
+    return jnp.stack([jnp.squeeze(a, axis) for a in sums])
 
 
 @partial(_of_logits.defjvp, symbolic_zeros=True)
