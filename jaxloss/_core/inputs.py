@@ -8,7 +8,6 @@ that no derivative can see it, and the results after.
 import jax.numpy as jnp
 
 from jaxloss._core import checks
-from jaxloss._core.numerics import one_or_nan
 from jaxloss._core.reports import report
 
 
@@ -147,7 +146,13 @@ def live_rows(live, loss, axis):
     return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)
 
 
-def probabilities(p):
-    """`p`, with what cannot be a probability made NaN in value and gradient."""
-    slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * one_or_nan((p >= 0) & (p <= 1 + slack), p.dtype)
+def are_probabilities(p, axis):
+    """Whether all along the axis, which is kept, can be probabilities."""
+    low, defined = jnp.min(p, axis, keepdims=True, initial=0), jnp.sum(p, axis, keepdims=True)
+    return (low >= 0) & at_most_one(p, axis) & ~jnp.isnan(defined)
+
+
+def at_most_one(p, axis):
+    """Whether nothing along the axis, which is kept, is above one by more than rounding."""
+    one = 1 + 4 * float(jnp.finfo(p.dtype).eps)
+    return jnp.max(p, axis, keepdims=True, initial=0) <= one

@@ -14,6 +14,7 @@ formula as it is. `tests/test_passes.py` shows what is written without this; if 
 fails there, this room can go.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -49,8 +50,11 @@ def own_pass(formula: Formula) -> Formula:
     return run
 
 
-def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> list[Array]:
-    """The sum of each of `terms(*operands)` along an axis, which is kept with size one."""
+def sums(
+    terms: Callable[..., Sequence[Array]], axis: int | tuple[int, ...], *operands: Array
+) -> list[Array]:
+    """The sum of each of `terms(*operands)` along axes, which are kept with size one."""
+    axes = (axis,) if isinstance(axis, int) else axis
 
     def whole(*operands: Array) -> list[Array]:
         each = terms(*operands)
@@ -58,13 +62,14 @@ def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> 
         return [jnp.broadcast_to(t, shape) for t in each]
 
     def one_by_one(*operands: Array) -> list[Array]:
-        return [jnp.sum(t, axis, keepdims=True) for t in whole(*operands)]
+        return [jnp.sum(t, axes, keepdims=True) for t in whole(*operands)]
 
     def cpu(*operands: Array) -> list[Array]:
         shapes = jax.eval_shape(whole, *operands)
-        if shapes[0].shape[axis] <= SHORT and not _explicitly_sharded(operands):
+        short = math.prod(shapes[0].shape[a] for a in axes) <= SHORT
+        if short and not _explicitly_sharded(operands):
             carrier = _tangent_carrier(operands)
-            return _in_one_loop([t + carrier for t in whole(*operands)], axis)
+            return _in_one_loop([t + carrier for t in whole(*operands)], axes)
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
@@ -82,12 +87,12 @@ def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
     return sum((jnp.where(never, x[(0,) * x.ndim], 0) for x in floating), 0)
 
 
-def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
+def _in_one_loop(terms: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
     def add(a, b):
         return [u + v for u, v in zip(a, b, strict=True)]
 
     zeros = [jnp.zeros((), t.dtype) for t in terms]
-    return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
+    return [jnp.expand_dims(s, axes) for s in lax.reduce(terms, zeros, add, axes)]
 
 
 def largest(x: Array, axis: int) -> Array:

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -14,7 +13,7 @@ from jaxloss._core.nll import Terms, combined, label_nll, soft_nll
 from jaxloss._core.numerics import one_or_nan, xlogy
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import class_shape, classes
+from jaxloss._core.split import class_shape, classes, of_label
 
 
 @takes(logits=("row", "logits"), labels=("row", "distribution"))
@@ -231,8 +230,9 @@ def categorical_cross_entropy(
 
 @partial(jit_when_eager, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = inputs.probabilities(inputs.exclude(live, p, 1)), inputs.exclude(live, y, 0)
-    return 0 - jnp.sum(xlogy(y, p), axis)
+    p, y = inputs.exclude(live, p, 1), inputs.exclude(live, y, 0)
+    loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)  # NaN for a p below 0.
+    return jnp.squeeze(loss * one_or_nan(inputs.at_most_one(p, axis), p.dtype), axis)
 
 
 @takes(probabilities=("row", "distribution"), labels="labels")
@@ -290,11 +290,9 @@ def categorical_cross_entropy_with_integer_labels(
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = inputs.ignore(p, labels, axis, ignore_index)
     p = inputs.live_classes(live, p, axis, 0, 1)
-    valid = (labels >= 0) & (labels < p.shape[axis])
-    p = inputs.probabilities(p) * one_or_nan(valid, p.dtype)
-    # The row's own term only; the others are there to carry a NaN.
-    y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
-    loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
+    valid = (labels >= 0) & (labels < p.shape[axis]) & inputs.are_probabilities(p, axis)
+    p = p * one_or_nan(valid, p.dtype)  # A NaN then is in the gradient of each class.
+    loss = 0 - jnp.log(of_label(p, labels, axis))
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 

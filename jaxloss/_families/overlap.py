@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
 from jaxloss._core.declare import takes
-from jaxloss._core.numerics import ratio, sigmoid
+from jaxloss._core.numerics import one_or_nan, ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
 from jaxloss._core.rows import centred, complement, row, softmax
@@ -379,6 +379,9 @@ def tversky(of: Outcomes, alpha, beta, smooth) -> Array:
 def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x, t, live = pixels
     t = inputs.exclude(live, t, 0)
+    if tolerance is None and x.shape[-1] == 1:
+        x = inputs.exclude(live, x, -jnp.inf)
+        return Outcomes(*(a[..., None] for a in _of_log_odds(x[..., 0], t[..., 0], axis)))
     if tolerance is None:
         # Classes first: each is then a plane of pixels, and a sum over those one of rows.
         x, t = (jnp.moveaxis(a, -1, 0) for a in (inputs.exclude(live, x, -jnp.inf), t))
@@ -387,23 +390,56 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
         x = _reported_sums(x, t, live, tolerance)
-    p = inputs.probabilities(x)
+    p = x * one_or_nan(inputs.are_probabilities(x, axis), x.dtype)
     return outcomes(p, 1 - p, t, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _of_log_odds(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
+    """`outcomes` of the sigmoid, as one array."""
+
+    def terms(x, t):
+        p, one_minus_p = 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
+        return p * t, p * (1 - t), one_minus_p * t
+
+    return jnp.stack([jnp.squeeze(a, axis) for a in passes.sums(terms, axis, x, t)])
+
+
+@partial(_of_log_odds.defjvp, symbolic_zeros=True)
+def _of_log_odds_rule(axis, primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    p, q = sigmoid(x), sigmoid(-x)
+    out = _of_log_odds(x, t, axis)
+    return out, _tangent(out, p, q, t, axis, (dx, lambda: p * (q * dx)), dt)
+
+
+def _tangent(out, p, q, t, axis, by_x, dt):
+    """Of TP, FP and FN, from the tangent of each p (that of q is less it) and of the targets."""
+    dx, tangent_of_p = by_x
+
+    def of_p():
+        dp = tangent_of_p()
+        tp = jnp.sum(dp * t, axis)
+        return jnp.stack([tp, jnp.sum(dp * (1 - t), axis), -tp])
+
+    def of_t():
+        tp = jnp.sum(p * dt, axis)
+        return jnp.stack([tp, -tp, jnp.sum(q * dt, axis)])
+
+    return tangent_sum(out, (dx, of_p), (dt, of_t))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
-    """`outcomes` of the softmax, or sigmoid, over the first axis, as one array."""
-    if len(x) == 1:
-        return jnp.stack(outcomes(sigmoid(x), sigmoid(-x), t, axis))
-    # XLA's CPU backend sums up arithmetic in one pass, but writes out what two passes share, if
-    # only a constant: hence the powers of two. At the largest logit 1 - e is exactly zero.
+    """`outcomes` of the softmax over the first axis, as one array."""
+    # With e = exp(x - top), p = e / (1 + tail); at the largest logit 1 - e is exactly zero.
     _, gap, tail = row(x, 0)
-    e, scale = jnp.exp(-gap), 1 / (1 + tail)
-    tp = jnp.sum(e * (t * (16 * scale)), axis) / 16
-    fp = jnp.sum(e * ((2 - 2 * t) * (2 * scale)), axis) / 4
-    fn = jnp.sum((8 * tail + (8 - 8 * e)) * (t * (4 * scale)), axis) / 32
-    return jnp.stack([tp, fp, fn])
+
+    def terms(e, t, tail, scale):
+        return e * (t * scale), e * ((1 - t) * scale), (tail + (1 - e)) * (t * scale)
+
+    sums = passes.sums(terms, axis, jnp.exp(-gap), t, tail, 1 / (1 + tail))
+    return jnp.stack([jnp.squeeze(a, axis) for a in sums])
 
 
 @partial(_of_logits.defjvp, symbolic_zeros=True)
@@ -411,24 +447,12 @@ def _of_logits_rule(axis, primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _of_logits(x, t, axis)
     p, q = _both(x)
-
-    def by_x():
-        dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
-        tp = jnp.sum(dp * t, axis)
-        return jnp.stack([tp, jnp.sum(dp * (1 - t), axis), -tp])
-
-    def by_t():
-        tp = jnp.sum(p * dt, axis)
-        return jnp.stack([tp, -tp, jnp.sum(q * dt, axis)])
-
-    return out, tangent_sum(out, (dx, by_x), (dt, by_t))
+    return out, _tangent(out, p, q, t, axis, (dx, lambda: p * centred(p, dx, 0)), dt)
 
 
 @jax.custom_jvp
 def _both(x: Array) -> tuple[Array, Array]:
     """Probabilities p of the first axis, and 1 - p."""
-    if len(x) == 1:
-        return sigmoid(x), sigmoid(-x)
     return softmax(x, 0).p, complement(x, 0)
 
 
@@ -437,7 +461,7 @@ def _both_rule(primals, tangents):
     # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
     (x,), (dx,) = primals, tangents
     p, q = _both(x)
-    dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
+    dp = p * centred(p, dx, 0)
     return (p, q), (dp, -dp)
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.declare import takes
-from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh, times
+from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
@@ -402,9 +402,24 @@ def quantile_loss(
 
 @jit_when_eager
 def _quantile(p, t, quantile, where):
-    error, quantile = inputs.residual(p, t, where), jnp.broadcast_to(quantile, p.shape)
-    loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
-    return inputs.masked(where, loss)
+    p, t = inputs.mask(where, p, t)
+    return inputs.masked(where, _pinball(p, t, jnp.broadcast_to(quantile, p.shape)))
+
+
+@jax.custom_jvp
+def _pinball(p: Array, t: Array, q: Array) -> Array:
+    return jnp.maximum((1 - q) * (p - t), -q * (p - t))
+
+
+@partial(_pinball.defjvp, symbolic_zeros=True)
+def _pinball_rule(primals, tangents):
+    # d loss = slope * (dp - dt) + (t - p) * dq, with a slope of 1 - q, 1/2 - q or -q: above the
+    # target, on it and below.
+    (p, t, q), (dp, dt, dq) = primals, tangents
+    out, slope = _pinball(p, t, q), 0.5 + 0.5 * jnp.sign(p - t) - q
+    return out, tangent_sum(
+        out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt), (dq, lambda: (t - p) * dq)
+    )
 
 
 @takes(predictions="entries", targets=("entries", "positive"), epsilon=("entries", "positive"))
@@ -456,8 +471,11 @@ def _percentage(p, t, epsilon, where):
 
 
 @jax.custom_jvp
+@passes.own_pass
 def _relative_error(p: Array, t: Array, epsilon: Array) -> Array:
-    return ratio(absolute(p - t), jnp.where(absolute(t) < epsilon, epsilon, absolute(t)))
+    """`|p - t| / max(|t|, epsilon)`, with 0 / 0 = 0: where the error is 0, the divisor is not."""
+    error, tiny = jnp.abs(p - t), float(jnp.finfo(p.dtype).tiny)
+    return error / jnp.maximum(jnp.maximum(jnp.abs(t), epsilon), tiny - error)
 
 
 @partial(_relative_error.defjvp, symbolic_zeros=True)
