@@ -239,6 +239,7 @@ def _own_reduction(loss: Any) -> str | None:
 
 def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]:
     """The loss as a function of labels, predictions, sample weights and a mask."""
+    loss = _as_class(loss)
     if isinstance(loss, jaxloss.keras.Loss):
         config = loss.get_config() | {"reduction": reduction}
         return type(loss).from_config(config if dtype is None else config | {"dtype": dtype})
@@ -260,6 +261,25 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
         return loss(y_pred, y_true, weights=weights, where=mask)
 
     return run
+
+
+def _as_class(loss: Any) -> Any:
+    """Of a function of `jaxloss.keras` its class, which knows what a mask of it means."""
+    fn, options = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        fn, options = loss.func, loss.keywords
+    for made in _made():
+        if made.fn is fn and options.keys() <= made.get_config().keys():
+            return type(made)(**options)
+    return loss
+
+
+@functools.cache
+def _made() -> list[LossFunctionWrapper]:
+    """One of each class of `jaxloss.keras` that is one of a function."""
+    classes = (getattr(jaxloss.keras, name) for name in jaxloss.keras.__all__)
+    base = LossFunctionWrapper
+    return [c() for c in classes if isinstance(c, type) and issubclass(c, base) and c is not base]
 
 
 def _class_numbers(y: Array, x: Array) -> tuple[Array, Array]:

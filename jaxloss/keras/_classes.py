@@ -6,10 +6,12 @@ are attributes too. `reduction`, `name` and `dtype` are those of `Loss`.
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core.checks import Axis
 from jaxloss._core.reduce import per_example
+from jaxloss._loss import weighed_losses
 from jaxloss.keras import _classification, _regression, _structured
 from jaxloss.keras._inputs import class_axis, class_ids, row_labels
 from jaxloss.keras._loss import Loss, LossFunctionWrapper, both, plain
@@ -460,6 +462,9 @@ class CategoricalGeneralizedCrossEntropy(_Labelled):
 class CTC(_Labelled):
     """`ctc` with a reduction.
 
+    A mask of shape (B,) is one of sequences, one of shape (B, T), such as Keras puts on
+    `y_pred`, of frames: those left out are paddings. A sequence without frames is masked.
+
     >>> print(CTC()([[1, 0]], [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
     1.098612
     """
@@ -471,6 +476,20 @@ class CTC(_Labelled):
         dtype: Any = None,
     ):
         super().__init__(_structured.ctc, reduction, name, dtype)
+
+    def _weighed(self, y_true, y_pred, weights, where):
+        if where is None or where.ndim < 2:
+            return super()._weighed(y_true, y_pred, weights, where)
+        frames = per_example("mask", where, y_pred.shape[:2])
+        return weighed_losses(
+            lambda y_pred, y_true: _structured.ctc_of(y_true, y_pred, frames),
+            y_pred,
+            y_true,
+            self._class_axes(y_pred),
+            weights=weights,
+            where=jnp.any(frames, 1),
+            names=("sample_weight", "mask"),
+        )
 
 
 class Dice(_Regions):

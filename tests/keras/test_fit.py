@@ -177,6 +177,23 @@ def test_masks_of_single_examples():
     close(model.evaluate(x[2:], y[2:], verbose=0), 2)
 
 
+def test_masked_frames_of_ctc_are_paddings():
+    """As many as each sequence has."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 10, 3)).astype("f"), np.array([[1, 2, 1], [2, 0, 0]] * 2, np.int32)
+    lengths = [10, 7, 8, 5]
+    for i, n in enumerate(lengths):
+        x[i, n:] = 0
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((10, 3)), keras.layers.Masking(), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    logits = np.asarray(model(x))
+    each = [ours.ctc(y[i : i + 1], logits[i : i + 1, :n]).item() for i, n in enumerate(lengths)]
+    for form in ("ctc", "CTC", ours.ctc, ours.CTC()):
+        model.compile("sgd", as_keras_loss(form))
+        close(model.evaluate(x, y, verbose=0), np.mean(each))
+
+
 def test_targets_of_weight_zero_may_be_missing():
     w = (np.arange(12) % 3).astype("f")
     y = np.where(w[:, None] == 0, np.nan, TARGETS).astype("f")
