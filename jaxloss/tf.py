@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxloss
+from jaxloss._core import callers
 from jaxloss._names import unknown
 
 __all__ = [
@@ -157,6 +158,7 @@ def sparse_softmax_cross_entropy_with_logits(
 
 
 def _array(name: str, x: ArrayLike) -> Array:
+    callers.refuse_loss(__name__, "jaxloss.tf.{function}", "Loss takes the functions of jaxloss")
     if x is None:
         raise ValueError(f"{name} is missing")
     return jnp.asarray(x)

@@ -10,12 +10,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxloss._core import callers
 from jaxloss._core.numerics import compute_dtype
 
 Axis = int | Sequence[int] | None
 
 
 def floating(name: str, x: ArrayLike) -> Array:
+    callers.refuse_keras()
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

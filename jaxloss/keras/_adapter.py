@@ -277,9 +277,10 @@ def _as_class(loss: Any) -> Any:
 @functools.cache
 def _made() -> list[LossFunctionWrapper]:
     """One of each class of `jaxloss.keras` that is one of a function."""
-    classes = (getattr(jaxloss.keras, name) for name in jaxloss.keras.__all__)
+    public = [getattr(jaxloss.keras, name) for name in jaxloss.keras.__all__]
     base = LossFunctionWrapper
-    return [c() for c in classes if isinstance(c, type) and issubclass(c, base) and c is not base]
+    classes: list[Any] = [c for c in public if isinstance(c, type) and issubclass(c, base)]
+    return [c() for c in classes if c is not base]
 
 
 def _class_numbers(y: Array, x: Array) -> tuple[Array, Array]:

@@ -4,15 +4,23 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import callers, checks
 from jaxloss._core.reduce import row_mean
 
 EPSILON = 1e-7  # The default of `keras.config.epsilon()`.
 BAD_LABEL = -(2**31)  # No class, and not one that anybody ignores.
 
 
+# The modules whose functions take `y_true` first, and this one.
+_FUNCTIONS = tuple(
+    f"jaxloss.keras.{name}" for name in ("_inputs", "_classification", "_regression", "_structured")
+)
+
+
 def predictions(y_pred: ArrayLike) -> Array:
     """A floating-point array, in the dtype that the loss is computed in."""
+    instead = "jaxloss.keras.LossFunctionWrapper takes it, with options and a reduction"
+    callers.refuse_loss(_FUNCTIONS, "jaxloss.keras.{function}", instead)
     p = jnp.asarray(y_pred)
     if p.dtype == jnp.bool_ or jnp.issubdtype(p.dtype, jnp.integer):
         p = p.astype(float)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, reduce
+from jaxloss._core import callers, checks, reduce
 from jaxloss._core.numerics import compute_dtype
 from jaxloss._loss import arrays, check_options, class_axes, floating_losses, rank, weighed_losses
 from jaxloss.keras._inputs import aligned
@@ -115,6 +115,8 @@ class Loss(_Checked):
                 f"{setting!r} is not an argument of the call: give it to the constructor, as in "
                 f"{type(self).__name__}({setting}=...)(y_true, y_pred)"
             )
+        name = f"jaxloss.keras.{type(self).__name__}"
+        callers.refuse_loss(__name__, name, "it has weights, masks and a reduction of its own")
         masks = [m for m in (getattr(y_pred, "_keras_mask", None), mask) if m is not None]
         y_true, y_pred = self._converted(y_true, y_pred)
         weights = None if sample_weight is None else leading(sample_weight)

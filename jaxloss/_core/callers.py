@@ -1,0 +1,52 @@
+"""Who calls: what is known of the order in which the arguments came.
+
+Keras passes `(y_true, y_pred)` to whatever `compile` was given, `Loss` predictions first to
+whatever it wraps. Of two floating arrays nobody can tell which is which, but the frame that
+called a public function says whose order it is.
+"""
+
+import sys
+from typing import NamedTuple
+
+
+class Call(NamedTuple):
+    """How the code of some packages was entered."""
+
+    by: str  # the module outside that called
+    function: str  # that which it called
+    depth: int  # how many frames the packages have by now
+
+
+def entry(inside: str | tuple[str, ...], level: int = 1) -> Call:
+    """How the frame so many levels above this one came about, `inside` these packages."""
+    frame, function, depth = sys._getframe(level), "", 0
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(inside):
+            return Call(module, function, depth)
+        frame, function, depth = frame.f_back, frame.f_code.co_name, depth + 1
+    return Call("", function, depth)
+
+
+def refuse_keras() -> None:
+    """An error if Keras called the function, of predictions first, that calls this."""
+    if "keras" not in sys.modules:  # What nobody else has to pay for.
+        return
+    call = entry(("jaxloss._", "jaxloss.linear"))
+    if call.by.partition(".")[0] == "keras":
+        name = "Loss" if call.function == "__call__" else call.function
+        raise TypeError(
+            f"Keras passes (y_true, y_pred), but jaxloss.{name} takes predictions first: give "
+            f"compile jaxloss.keras.as_keras_loss of it"
+        )
+
+
+def refuse_loss(inside: str | tuple[str, ...], name: str, instead: str) -> None:
+    """An error if `jaxloss.Loss` called the function, of labels first, that calls this.
+
+    The name may have a {function} in it, for what was called `inside` these modules.
+    """
+    call = entry(inside, 2)
+    if call.by == "jaxloss._loss":
+        name = name.format(function=call.function)
+        raise TypeError(f"Loss passes predictions first, but {name} takes labels first; {instead}")
