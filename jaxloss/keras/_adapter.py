@@ -1,7 +1,8 @@
 """`as_keras_loss`: a loss of this library, or of yours, for `model.compile` of Keras on JAX.
 
-Importing this module imports Keras, on the JAX backend unless another was chosen, and
-registers the class under which Keras saves and loads it.
+Importing this module imports Keras, on the JAX backend unless another was chosen, registers
+what Keras is to save and load, and makes the classes of `jaxloss.keras` losses of Keras too, so
+that `compile` hands them weights and masks. It is imported as soon as Keras is.
 """
 
 import functools
@@ -19,6 +20,7 @@ import jaxloss.keras
 import jaxloss.tf
 from jaxloss._names import short
 from jaxloss.keras import _inputs
+from jaxloss.keras._identifiers import loss_table
 from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, and defaults to another.
@@ -73,8 +75,8 @@ def as_keras_loss(
 
     Returns:
         An object that Keras compiles, saves and loads. A script that loads a model imports
-        this function first, by which the class is registered; a function of yours is loaded
-        if it is registered by `keras.saving.register_keras_serializable`, or given in
+        `jaxloss.keras`, by which the class is registered; a function of yours is loaded if it
+        is registered by `keras.saving.register_keras_serializable`, or given in
         `custom_objects`.
 
     Raises:
@@ -112,8 +114,12 @@ class _Masked(keras.losses.Loss):
 
 
 def _mask(y_pred: Any) -> Array | None:
+    """The mask that Keras keeps beside predictions; of what is no array of JAX, on them."""
+    if not isinstance(y_pred, Array):
+        mask = getattr(y_pred, "_keras_mask", None)
+        return None if mask is None else jnp.asarray(mask, bool)
     one = jnp.ones(())
-    masked: Any = _Masked(one)(y_pred, y_pred)
+    masked: Any = _Masked(one)(one, y_pred)
     return None if masked is one else masked != 0
 
 
@@ -322,3 +328,17 @@ def _deserialize(config: Any) -> Any:
             _deserialize(inner["fn"]), ignore_index=inner["ignore_index"], **options
         )
     return keras.saving.deserialize_keras_object(config)
+
+
+def _join() -> None:
+    """Make ours losses of Keras, by which it knows what to hand them, and how to save them."""
+    ours = jaxloss.keras.Loss
+    if keras.losses.Loss not in ours.__bases__:
+        ours.__bases__ = (*ours.__bases__, keras.losses.Loss)
+        ours._mask_of = staticmethod(_mask)
+    for loss in loss_table().values():
+        keras.saving.register_keras_serializable("jaxloss")(loss)
+
+
+if keras.backend.backend() == "jax":
+    _join()

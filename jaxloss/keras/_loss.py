@@ -117,7 +117,7 @@ class Loss(_Checked):
             )
         name = f"jaxloss.keras.{type(self).__name__}"
         callers.refuse_loss(__name__, name, "it has weights, masks and a reduction of its own")
-        masks = [m for m in (getattr(y_pred, "_keras_mask", None), mask) if m is not None]
+        masks = [m for m in (self._mask_of(y_pred), mask) if m is not None]
         y_true, y_pred = self._converted(y_true, y_pred)
         weights = None if sample_weight is None else leading(sample_weight)
         where = None
@@ -129,6 +129,11 @@ class Loss(_Checked):
             losses, REDUCTIONS[self.reduction], weights=weights, where=where
         )
         return loss if self._dtype is None else loss.astype(self._dtype)
+
+    @staticmethod
+    def _mask_of(y_pred: Any) -> Array | None:
+        """The mask that Keras put on predictions; where Keras is, it is asked for it."""
+        return getattr(y_pred, "_keras_mask", None)
 
     def _converted(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """Arrays of the dtype of the computation; integer labels keep theirs."""
@@ -171,6 +176,9 @@ class Loss(_Checked):
             f"{self.name} returned a scalar for a batch, which cannot be weighed or masked: "
             f"return one loss for each example"
         )
+
+    # Once Keras is imported, this class is one of its losses, which are pickled as models are.
+    __reduce__ = object.__reduce__
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` makes the same loss of, as plain Python values."""
