@@ -50,3 +50,14 @@ def refuse_loss(inside: str | tuple[str, ...], name: str, instead: str) -> None:
     if call.by == "jaxloss._loss":
         name = name.format(function=call.function)
         raise TypeError(f"Loss passes predictions first, but {name} takes labels first; {instead}")
+
+
+def weighs_classes() -> bool:
+    """Whether a `fit` or `train_on_batch` of Keras is running that was given `class_weight`."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        of_keras = frame.f_globals.get("__name__", "").startswith("keras.")
+        if of_keras and frame.f_code.co_name in ("fit", "train_on_batch"):
+            return frame.f_locals.get("class_weight") is not None
+        frame = frame.f_back
+    return False

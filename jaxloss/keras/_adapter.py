@@ -21,7 +21,7 @@ import jaxloss.tf
 from jaxloss._names import short
 from jaxloss.keras import _inputs
 from jaxloss.keras._identifiers import loss_table
-from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
+from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, weights_of
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, and defaults to another.
 
@@ -263,7 +263,7 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
 
     def run(y_true, y_pred, weights, mask):
         y_true, y_pred = align(jnp.asarray(y_true), jnp.asarray(y_pred, dtype))
-        weights = None if weights is None else leading(weights)
+        weights = None if weights is None else weights_of(weights, y_true, y_pred)
         return loss(y_pred, y_true, weights=weights, where=mask)
 
     return run

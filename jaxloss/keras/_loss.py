@@ -119,7 +119,7 @@ class Loss(_Checked):
         callers.refuse_loss(__name__, name, "it has weights, masks and a reduction of its own")
         masks = [m for m in (self._mask_of(y_pred), mask) if m is not None]
         y_true, y_pred = self._converted(y_true, y_pred)
-        weights = None if sample_weight is None else leading(sample_weight)
+        weights = None if sample_weight is None else weights_of(sample_weight, y_true, y_pred)
         where = None
         for m in masks:
             m = leading(m)
@@ -284,6 +284,25 @@ def leading(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     last = next((a for a in range(x.ndim, 1, -1) if x.shape[a - 1] != 1), min(x.ndim, 1))
     return x.reshape(x.shape[:last])
+
+
+def weights_of(sample_weight: ArrayLike, y_true: Any, y_pred: Any) -> Array:
+    """Sample weights; an error if they are what Keras makes of `class_weight` and sequences."""
+    labels = leading(y_true) if isinstance(y_true, jax.Array) else None
+    if labels is not None and labels.ndim > 1 and jnp.ndim(y_pred) == labels.ndim + 1:
+        _refuse_class_weight(labels.shape)
+    return leading(sample_weight)
+
+
+def _refuse_class_weight(shape: tuple[int, ...]) -> None:
+    if callers.weighs_classes():
+        raise ValueError(
+            f"of class_weight= Keras makes one weight for each of the {shape[0]} rows of labels "
+            f"of shape {shape}, not for each label: give the loss class_weights=, as in "
+            f"as_keras_loss(functools.partial("
+            f"jaxloss.softmax_cross_entropy_with_integer_labels, class_weights=...)), or give "
+            f"sample_weight= of the shape of the labels"
+        )
 
 
 def both(a: Array | None, b: Array) -> Array:

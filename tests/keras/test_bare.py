@@ -1,6 +1,7 @@
 """The classes and functions of `jaxloss.keras` as `compile` takes them, without `as_keras_loss`."""
 
 import copy
+import importlib
 import os
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from keras.src.trainers.compile_utils import CompileLoss
 import jaxloss.keras as ours
 from jaxloss.keras import as_keras_loss
 from jaxloss.keras._identifiers import loss_table
+from jaxloss.keras._late import when_imported
 from tests.keras.test_parity import CASES
 
 pytestmark = [
@@ -152,6 +154,22 @@ def test_loaded_in_another_process(tmp_path):
         run = [sys.executable, "-c", LOAD.format(order), *paths]
         done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
         assert done.stdout.split() == ["4.0", "9.0", "9.0"], done.stderr[-2000:]
+
+
+def test_what_waits_for_a_module_lets_it_be(tmp_path, monkeypatch):
+    told = []
+    when_imported("late_module", lambda: told.append("late_module" in sys.modules))
+    try:
+        with pytest.raises(ModuleNotFoundError, match="late_module"):
+            importlib.import_module("late_module")
+        (tmp_path / "late_module.py").write_text("x = 1")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert importlib.import_module("late_module").x == 1 and told == [True]
+        assert importlib.reload(sys.modules["late_module"]).x == 1 and told == [True]
+        when_imported("late_module", lambda: told.append(None))
+        assert told == [True, None]
+    finally:
+        sys.modules.pop("late_module", None)
 
 
 def test_the_error_names_the_module(tmp_path):
