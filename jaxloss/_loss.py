@@ -95,6 +95,7 @@ class Loss:
     ):
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+        _check_order(fn)
         check_reduction(reduction)
         given = {**dict(static_options), **options}
         examples.check_options(fn, {**dict(numeric_options), **given})
@@ -173,6 +174,19 @@ class Loss:
         labels = checks.integers("targets", call.labels, "ignore_index is for integer targets")
         kept = labels != self.ignore_index
         return kept if mask is None else per_example("where", mask, kept.shape) & kept
+
+
+def _check_order(fn: Any) -> None:
+    """An error for what Keras and TensorFlow call with labels first."""
+    fn = getattr(fn, "func", fn)
+    of_function = getattr(fn, "__module__", None) or ""
+    of_classes = [base.__module__ for base in type(fn).__mro__]
+    if any(name.startswith(("jaxloss.keras", "jaxloss.tf")) for name in (of_function, *of_classes)):
+        name = f"{of_function}.{getattr(fn, '__name__', type(fn).__name__)}"
+        raise TypeError(
+            f"Loss passes predictions first, but {name} takes labels first: give Loss the function "
+            f"of jaxloss, or use it as it is, or from jaxloss.keras.LossFunctionWrapper"
+        )
 
 
 def _written(option: Any) -> str:

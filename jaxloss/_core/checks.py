@@ -13,6 +13,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxloss._core import callers
 from jaxloss._core.numerics import compute_dtype
 from jaxloss._core.reports import report
 
@@ -20,6 +21,7 @@ Axis = int | Sequence[int] | None
 
 
 def floating(name: str, x: ArrayLike) -> Array:
+    callers.refuse_keras()
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core import callers
 from jaxloss._core.numerics import times
 
 Reduction = Literal["none", "sum", "mean", "weighted_mean"]
@@ -49,6 +50,7 @@ def reduce_losses(
 
     An empty or fully masked batch reduces to 0, with derivatives of 0.
     """
+    callers.refuse_keras()
     if where is not None:
         losses = jnp.where(where, losses, 0)
         weights = None if weights is None else jnp.where(where, weights, 0)

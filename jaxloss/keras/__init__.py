@@ -57,6 +57,7 @@ from jaxloss.keras._confusion import LogitsWarning
 from jaxloss.keras._identifiers import ALIASES, deserialize, get, serialize
 
 # Base classes, to write your own
+from jaxloss.keras._late import when_imported
 from jaxloss.keras._loss import Loss, LossFunctionWrapper, Reduction
 from jaxloss.keras._regression import (
     categorical_hinge,
@@ -146,3 +147,14 @@ def __getattr__(name: str):
 
         return as_keras_loss
     raise AttributeError(unknown(__name__, name, [*__all__, *ALIASES, "as_keras_loss"]))
+
+
+def _with_keras() -> None:
+    """Keras is there: where it computes with JAX, it is told of what is here."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        from jaxloss.keras import _adapter  # noqa: F401
+
+
+when_imported("keras", _with_keras)

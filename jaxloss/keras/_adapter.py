@@ -1,7 +1,8 @@
 """`as_keras_loss`: a loss of this library, or of yours, for `model.compile` of Keras on JAX.
 
-Importing this module imports Keras, on the JAX backend unless another was chosen, and
-registers the class under which Keras saves and loads it.
+Importing this module imports Keras, on the JAX backend unless another was chosen, registers
+what Keras is to save and load, and makes the classes of `jaxloss.keras` losses of Keras too, so
+that `compile` hands them weights and masks. It is imported as soon as Keras is.
 """
 
 import functools
@@ -20,7 +21,8 @@ import jaxloss.tf
 from jaxloss._core.declare import declaration
 from jaxloss._names import short
 from jaxloss.keras import _inputs
-from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
+from jaxloss.keras._identifiers import loss_table
+from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, weights_of
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, and defaults to another.
 
@@ -62,8 +64,8 @@ def as_keras_loss(
 
     Returns:
         An object that Keras compiles, saves and loads. A script that loads a model imports
-        this function first, by which the class is registered; a function of yours is loaded
-        if it is registered by `keras.saving.register_keras_serializable`, or given in
+        `jaxloss.keras`, by which the class is registered; a function of yours is loaded if it
+        is registered by `keras.saving.register_keras_serializable`, or given in
         `custom_objects`.
 
     Raises:
@@ -101,8 +103,12 @@ class _Masked(keras.losses.Loss):
 
 
 def _mask(y_pred: Any) -> Array | None:
+    """The mask that Keras keeps beside predictions; of what is no array of JAX, on them."""
+    if not isinstance(y_pred, Array):
+        mask = getattr(y_pred, "_keras_mask", None)
+        return None if mask is None else jnp.asarray(mask, bool)
     one = jnp.ones(())
-    masked: Any = _Masked(one)(y_pred, y_pred)
+    masked: Any = _Masked(one)(one, y_pred)
     return None if masked is one else masked != 0
 
 
@@ -228,6 +234,7 @@ def _own_reduction(loss: Any) -> str | None:
 
 def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]:
     """The loss as a function of labels, predictions, sample weights and a mask."""
+    loss = _as_class(loss)
     if isinstance(loss, jaxloss.keras.Loss):
         config = loss.get_config() | {"reduction": reduction}
         return type(loss).from_config(config if dtype is None else config | {"dtype": dtype})
@@ -243,10 +250,30 @@ def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]
 
     def run(y_true, y_pred, weights, mask):
         y_true, y_pred = align(jnp.asarray(y_true), jnp.asarray(y_pred, dtype))
-        weights = None if weights is None else leading(weights)
+        weights = None if weights is None else weights_of(weights, y_true, y_pred)
         return loss(y_pred, y_true, weights=weights, where=mask)
 
     return run
+
+
+def _as_class(loss: Any) -> Any:
+    """Of a function of `jaxloss.keras` its class, which knows what a mask of it means."""
+    fn, options = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        fn, options = loss.func, loss.keywords
+    for made in _made():
+        if made.fn is fn and options.keys() <= made.get_config().keys():
+            return type(made)(**options)
+    return loss
+
+
+@functools.cache
+def _made() -> list[LossFunctionWrapper]:
+    """One of each class of `jaxloss.keras` that is one of a function."""
+    public = [getattr(jaxloss.keras, name) for name in jaxloss.keras.__all__]
+    base = LossFunctionWrapper
+    classes: list[Any] = [c for c in public if isinstance(c, type) and issubclass(c, base)]
+    return [c() for c in classes if c is not base]
 
 
 def _class_numbers(y: Array, x: Array) -> tuple[Array, Array]:
@@ -288,3 +315,17 @@ def _deserialize(config: Any) -> Any:
             _deserialize(inner["fn"]), ignore_index=inner["ignore_index"], **options
         )
     return keras.saving.deserialize_keras_object(config)
+
+
+def _join() -> None:
+    """Make ours losses of Keras, by which it knows what to hand them, and how to save them."""
+    ours = jaxloss.keras.Loss
+    if keras.losses.Loss not in ours.__bases__:
+        ours.__bases__ = (*ours.__bases__, keras.losses.Loss)
+        ours._mask_of = staticmethod(_mask)
+    for loss in loss_table().values():
+        keras.saving.register_keras_serializable("jaxloss")(loss)
+
+
+if keras.backend.backend() == "jax":
+    _join()

@@ -131,15 +131,22 @@ def ctc(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
 
     Args:
         y_true: whole numbers of shape (B, N).
-        y_pred: logits of shape (B, T, K), none of whose frames are padding.
+        y_pred: logits of shape (B, T, K), none of whose frames are padding; those that a mask
+            leaves out are, in `CTC`.
 
     >>> print(ctc([[1, 0]], [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
     [1.098612]
     """
+    return ctc_of(y_true, y_pred)
+
+
+def ctc_of(y_true, y_pred, frames=None):
+    """`ctc`, with a mask of the frames that exist."""
     x, labels = predictions(y_pred), class_ids(y_true)
     if x.ndim != 3 or labels.ndim != 2:
         raise ValueError(
             f"y_pred of shape {x.shape} and y_true of shape {labels.shape} must be logits of "
             f"shape (B, T, K) and labels of shape (B, N)"
         )
-    return jaxloss.ctc_loss(x, jnp.zeros(x.shape[:2], x.dtype), labels, labels == 0)
+    paddings = jnp.zeros(x.shape[:2], bool) if frames is None else ~frames
+    return jaxloss.ctc_loss(x, paddings, labels, labels == 0)
