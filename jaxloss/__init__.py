@@ -78,13 +78,16 @@ from jaxloss._families.regression import (
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._loss import Loss
+from jaxloss._mean import Mean
 from jaxloss._training import total_loss
+from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "Mean",
     "absolute_error",
     "absolute_percentage_error",
     "binary_cross_entropy",
@@ -144,4 +147,5 @@ __all__ = [
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "value_and_grad",
 ]

@@ -14,7 +14,14 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks
 from jaxloss._core.numerics import compute_dtype
-from jaxloss._core.reduce import Reduction, check_reduction, per_example, reduce_losses
+from jaxloss._core.reduce import (
+    Reduction,
+    check_reduction,
+    per_example,
+    reduce_losses,
+    total_and_size,
+)
+from jaxloss._mean import Mean
 
 
 def _is_leaf(name: str, value: Any) -> bool:
@@ -49,7 +56,7 @@ class Loss:
     - `where`: booleans, likewise. A masked example adds nothing and does not count.
     - `class_where`: passed on to `fn` as `where`, a mask of classes.
 
-    An empty or fully masked batch gives 0.
+    An empty or fully masked batch gives 0. `parts` returns a mean as its total and its size.
 
     Raises:
         TypeError: `fn` is not callable or does not take the options.
@@ -122,22 +129,53 @@ class Loss:
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
     ) -> Array:
+        losses, w, mask = self._weighed(predictions, targets, weights, where, class_where)
+        return reduce_losses(
+            losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
+        )
+
+    def parts(
+        self,
+        predictions: Any,
+        targets: Any,
+        *,
+        weights: ArrayLike | None = None,
+        where: ArrayLike | None = None,
+        class_where: ArrayLike | None = None,
+    ) -> Mean:
+        """The mean that a call returns, as a `Mean`, which adds up over parts of a batch.
+
+        Arguments are those of a call. `axis_name` changes nothing: the parts are this device's,
+        and `Mean.psum` adds them up.
+
+        Raises:
+            ValueError: as a call; the reduction is no mean.
+
+        >>> import jax.numpy as jnp, jaxloss
+        >>> loss = jaxloss.Loss(jaxloss.squared_error)
+        >>> parts = [loss.parts(jnp.ones(n), jnp.zeros(n) + n) for n in (1, 3)]
+        >>> print(sum(parts).value)
+        3.0
+        """
+        losses, w, mask = self._weighed(predictions, targets, weights, where, class_where)
+        return Mean(*total_and_size(losses, self.reduction, weights=w, where=mask))
+
+    def _weighed(
+        self, predictions: Any, targets: Any, weights: Any, where: Any, class_where: Any
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Losses, weights and mask of the same shape."""
         predictions, targets = arrays(predictions), arrays(targets)
         options = self.options
         if class_where is not None:
             options["where"] = class_where
         axes = class_axes(self.fn, options, predictions)
-        mask = self._mask(where, targets)
-        losses, w, mask = weighed_losses(
+        return weighed_losses(
             partial(self._losses, options=options, axes=axes),
             predictions,
             targets,
             axes,
             weights=weights,
-            where=mask,
-        )
-        return reduce_losses(
-            losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
+            where=self._mask(where, targets),
         )
 
     def _mask(self, where: ArrayLike | None, targets: Any) -> Array | None:

@@ -3,6 +3,7 @@
 import math
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -49,19 +50,38 @@ def reduce_losses(
 
     An empty or fully masked batch reduces to 0, with derivatives of 0.
     """
-    if where is not None:
-        losses = jnp.where(where, losses, 0)
-        weights = None if weights is None else jnp.where(where, weights, 0)
-    weighted = losses if weights is None else times(weights, losses)
     if reduction == "none":
-        return weighted
-    total = jnp.sum(weighted)
+        return _weighed(losses, weights, where)
     if reduction == "sum":
-        return total
-    size = _size(losses, reduction, weights, where)
+        return jnp.sum(_weighed(losses, weights, where))
+    total, size = total_and_size(losses, reduction, weights=weights, where=where)
     if axis_name is not None:
         size = lax.psum(size, axis_name)
     return per_size(total, size)
+
+
+def total_and_size(
+    losses: Array,
+    reduction: Reduction,
+    *,
+    weights: Array | None = None,
+    where: Array | None = None,
+) -> tuple[Array, Array]:
+    """What a mean divides, and by what; arguments as those of `reduce_losses`."""
+    if reduction in ("none", "sum"):
+        raise ValueError(
+            f"reduction={reduction!r} is no mean, so it has no size; choose another reduction, or "
+            f"divide by a size of your own: jaxloss.Mean(total, size)"
+        )
+    total = jnp.sum(_weighed(losses, weights, where))
+    return total, _size(losses, reduction, weights, where)
+
+
+def _weighed(losses: Array, weights: Array | None, where: Array | None) -> Array:
+    if where is not None:
+        losses = jnp.where(where, losses, 0)
+        weights = None if weights is None else jnp.where(where, weights, 0)
+    return losses if weights is None else times(weights, losses)
 
 
 def coefficients(
@@ -72,14 +92,14 @@ def coefficients(
     each = each if where is None else jnp.where(where, each, 0)
     if reduction == "sum":
         return each
-    return per_size(each, _size(losses, reduction, each if weights is not None else None, where))
+    return per_size(each, _size(losses, reduction, weights, where))
 
 
 def _size(losses: Array, reduction: Reduction, weights: Array | None, where: Array | None) -> Array:
-    """What a mean divides by; of `weights`, those of masked examples are zero."""
+    """What a mean divides by."""
     if reduction == "weighted_mean" and weights is not None:
-        return jnp.sum(weights)
-    return _count(losses, where)
+        return jnp.sum(weights if where is None else jnp.where(where, weights, 0))
+    return count(losses, where)
 
 
 def per_size(total: Array, size: Array) -> Array:
@@ -92,7 +112,8 @@ def row_mean(losses: Array, axis: tuple[int, ...]) -> Array:
     return jnp.sum(losses, axis) / max(math.prod(losses.shape[a] for a in axis), 1)
 
 
-def _count(losses: Array, where: Array | None) -> Array:
+def count(losses: Array | jax.ShapeDtypeStruct, where: Array | None) -> Array:
+    """How many of `losses` are not masked, in their dtype."""
     if where is None:
         return jnp.asarray(losses.size, losses.dtype)
     # Exact below 2**31 a row and not wrapping around in total.
