@@ -16,9 +16,11 @@ from jaxloss._core import checks
 from jaxloss._core.numerics import compute_dtype
 from jaxloss._core.reduce import (
     Reduction,
+    SequenceReduction,
     check_reduction,
     per_example,
     reduce_losses,
+    segments_of,
     total_and_size,
 )
 from jaxloss._mean import Mean
@@ -43,7 +45,10 @@ class Loss:
         fn: `fn(predictions, targets, **options)`, a function of this library or your own,
             returning one loss for each example.
         reduction: "none", "sum", "mean" (over the examples that are not masked) or
-            "weighted_mean" (over the sum of their weights).
+            "weighted_mean" (over the sum of their weights). Of losses of tokens, [..., T]:
+            "sequence_mean" (the mean over sequences of each one's mean over its tokens) or
+            "sequence_sum" (the mean over sequences of each one's sum). A sequence without a token
+            that counts does not count.
         axis_name: mapped axes (of `shard_map`, `pmap` or `vmap`) over which a mean counts.
             Each device then returns its share, and the shares add up to the mean.
         ignore_index: examples with this integer target are masked.
@@ -55,6 +60,9 @@ class Loss:
       weight zero adds nothing, even if it holds NaN, but counts in "mean".
     - `where`: booleans, likewise. A masked example adds nothing and does not count.
     - `class_where`: passed on to `fn` as `where`, a mask of classes.
+    - `segments`: for the reductions of sequences, where several are packed into a row: integers
+      of the shape of the losses. Tokens of one row with the same number are a sequence; by
+      default all tokens of a row are. A sequence has to be in one row.
 
     An empty or fully masked batch gives 0. `parts` returns a mean as its total and its size.
 
@@ -76,7 +84,7 @@ class Loss:
     """
 
     fn: Callable[..., Array]
-    reduction: Reduction
+    reduction: Reduction | SequenceReduction
     axis_name: str | tuple[str, ...] | None
     ignore_index: int | None
     static_options: tuple[tuple[str, Any], ...]
@@ -85,7 +93,7 @@ class Loss:
     def __init__(
         self,
         fn: Callable[..., Array],
-        reduction: Reduction = "mean",
+        reduction: Reduction | SequenceReduction = "mean",
         *,
         axis_name: str | tuple[str, ...] | None = None,
         ignore_index: int | None = None,
@@ -93,7 +101,7 @@ class Loss:
     ):
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
-        check_reduction(reduction)
+        check_reduction(reduction, sequences=True)
         check_options(fn, options)
         items = sorted(options.items())
         numeric = tuple((k, v) for k, v in items if _is_leaf(k, v))
@@ -128,10 +136,16 @@ class Loss:
         weights: ArrayLike | None = None,
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
     ) -> Array:
         losses, w, mask = self._weighed(predictions, targets, weights, where, class_where)
         return reduce_losses(
-            losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
+            losses,
+            self.reduction,
+            weights=w,
+            where=mask,
+            segments=segments_of(segments, losses.shape),
+            axis_name=self.axis_name,
         )
 
     def parts(
@@ -142,6 +156,7 @@ class Loss:
         weights: ArrayLike | None = None,
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
     ) -> Mean:
         """The mean that a call returns, as a `Mean`, which adds up over parts of a batch.
 
@@ -158,7 +173,10 @@ class Loss:
         3.0
         """
         losses, w, mask = self._weighed(predictions, targets, weights, where, class_where)
-        return Mean(*total_and_size(losses, self.reduction, weights=w, where=mask))
+        segments = segments_of(segments, losses.shape)
+        return Mean(
+            *total_and_size(losses, self.reduction, weights=w, where=mask, segments=segments)
+        )
 
     def _weighed(
         self, predictions: Any, targets: Any, weights: Any, where: Any, class_where: Any

@@ -10,7 +10,15 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks
 from jaxloss._core.numerics import compute_dtype
-from jaxloss._core.reduce import Reduction, check_reduction, per_example, per_size, total_and_size
+from jaxloss._core.reduce import (
+    Reduction,
+    SequenceReduction,
+    check_reduction,
+    per_example,
+    per_size,
+    segments_of,
+    total_and_size,
+)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -68,19 +76,22 @@ class Mean:
     def of(
         cls,
         values: ArrayLike,
-        reduction: Reduction = "mean",
+        reduction: Reduction | SequenceReduction = "mean",
         *,
         weights: ArrayLike | None = None,
         where: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
     ) -> "Mean":
         """The mean of `values`: losses of single examples, or what else is measured of them.
 
         Args:
             values: real numbers or booleans, of any shape.
-            reduction: a mean of `Loss`: "mean" (over the examples in `where`) or "weighted_mean"
-                (over the sum of their weights).
+            reduction: a mean of `Loss`: "mean" (over the examples in `where`), "weighted_mean"
+                (over the sum of their weights), "sequence_mean" or "sequence_sum" (over the means,
+                or sums, of sequences).
             weights, where: of the values or of their leading axes, as those of `Loss`. What is
                 masked, or has weight zero, adds nothing, even if it is NaN.
+            segments: which values of a row are a sequence, as in `Loss`.
 
         Raises:
             TypeError: values are not real, `where` is not boolean.
@@ -91,14 +102,16 @@ class Mean:
         >>> print(jaxloss.Mean.of(right, where=jnp.array([True, True, True, False])).value)
         0.6666667
         """
-        check_reduction(reduction)
+        check_reduction(reduction, sequences=True)
         values = _wide("values", values)
         if weights is not None:
             weights = checks.numeric("weights", weights, values.dtype)
             weights = per_example("weights", weights, values.shape)
         if where is not None:
             where = per_example("where", checks.boolean("where", where), values.shape)
-        return cls(*total_and_size(values, reduction, weights=weights, where=where))
+        segments = segments_of(segments, values.shape)
+        sizes = total_and_size(values, reduction, weights=weights, where=where, segments=segments)
+        return cls(*sizes)
 
     @property
     def value(self) -> Array:

@@ -70,6 +70,21 @@ def three_terms(params, x, y):
     }
 
 
+def packed(params, x, y):
+    """Of tokens, of sequences' means and of their sums; a row has several sequences."""
+    _, logits = forward(params, x)
+    segments = jnp.cumsum(y == 1, -1)
+    means, sums = (
+        Loss(jaxloss.softmax_cross_entropy_with_integer_labels, reduction, ignore_index=-1)
+        for reduction in ("sequence_mean", "sequence_sum")
+    )
+    return {
+        "tokens": CE.parts(logits, y),
+        "pooled": means.parts(logits, y, segments=segments),
+        "router": sums.parts(logits, y, segments=segments),
+    }
+
+
 def with_metrics(params, x, y):
     right = jnp.argmax(forward(params, x)[1], -1) == y
     accuracy = Mean.of(right, where=y >= 0)
@@ -131,10 +146,10 @@ CUTS += [(m, 8, kind) for m in (None, 3) for kind in (False, AxisType.Auto, Axis
 
 
 @pytest.mark.parametrize(("microbatches", "devices", "kind"), CUTS, ids=str)
-@pytest.mark.parametrize("objective", [one_term, three_terms])
+@pytest.mark.parametrize("objective", [one_term, three_terms, packed])
 def test_is_that_of_the_whole_batch(objective, microbatches, devices, kind):
     arrays = batch(microbatches, devices)
-    options = {"weights": WEIGHTS} if objective is three_terms else {}
+    options = {} if objective is one_term else {"weights": WEIGHTS}
     got = evaluate(objective, microbatches, devices, kind, arrays, **options)
     want = plainly(objective, PARAMS, *arrays)
     assert max(distance(got, want)) < 1e-12
