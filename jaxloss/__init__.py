@@ -77,9 +77,10 @@ from jaxloss._families.regression import (
     squared_log_error,
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
 from jaxloss._mean import Mean
-from jaxloss._training import total_loss
+from jaxloss._training import total_loss, uncertainty_weighting
 from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
@@ -96,6 +97,7 @@ __all__ = [
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
     "circle_loss",
+    "class_weights_from_counts",
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
@@ -118,6 +120,7 @@ __all__ = [
     "linear_distillation",
     "linear_statistics",
     "log_cosh",
+    "logit_adjustment",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",
@@ -147,5 +150,6 @@ __all__ = [
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "uncertainty_weighting",
     "value_and_grad",
 ]

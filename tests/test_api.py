@@ -13,8 +13,16 @@ import jaxloss.keras
 import jaxloss.tf
 from tests.cases import CASES
 
-# A function of labels, one that makes losses, and those that add them up.
-NOT_LOSSES = ("smooth_labels", "make_fenchel_young_loss", "total_loss", "value_and_grad")
+# A function of labels, one that makes losses, those that add them up, and those of counts.
+NOT_LOSSES = (
+    "smooth_labels",
+    "make_fenchel_young_loss",
+    "total_loss",
+    "uncertainty_weighting",
+    "value_and_grad",
+    "class_weights_from_counts",
+    "logit_adjustment",
+)
 CLASSES = ("Loss", "Mean")
 LOSSES = [name for name in jaxloss.__all__ if name not in CLASSES]
 
