@@ -80,6 +80,7 @@ from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
 from jaxloss._mean import Mean
+from jaxloss._metrics import classification_metrics
 from jaxloss._training import total_loss, uncertainty_weighting
 from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
@@ -98,6 +99,7 @@ __all__ = [
     "categorical_hinge_loss",
     "circle_loss",
     "class_weights_from_counts",
+    "classification_metrics",
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",

@@ -125,7 +125,7 @@ class Mean:
     def __add__(self, other: Any) -> "Mean":
         if isinstance(other, int) and other == 0:  # From which `sum` starts.
             return self
-        if not isinstance(other, Mean):
+        if type(other) is not type(self):
             return NotImplemented
         return jax.tree.map(jnp.add, self, other)
 

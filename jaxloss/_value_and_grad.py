@@ -215,8 +215,10 @@ def _named(out: Any, has_aux: bool) -> tuple[dict[str, Mean], Any]:
         terms, metrics = out
     else:
         terms, metrics = out, None
-    terms = {_UNNAMED: terms} if isinstance(terms, Mean) else terms
-    if not (isinstance(terms, Mapping) and terms and all(map(_is_mean, terms.values()))):
+    terms = {_UNNAMED: terms} if type(terms) is Mean else terms
+    if not (
+        isinstance(terms, Mapping) and terms and all(type(term) is Mean for term in terms.values())
+    ):
         raise TypeError(
             f"objective must return its terms, a jaxloss.Mean or a dictionary of names to Means, "
             f"as Loss.parts does (with has_aux: terms and metrics), got {terms!r}"

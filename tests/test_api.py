@@ -13,7 +13,7 @@ import jaxloss.keras
 import jaxloss.tf
 from tests.cases import CASES
 
-# A function of labels, one that makes losses, those that add them up, and those of counts.
+# A function of labels, one that makes losses, those that add them up, those of counts, and metrics.
 NOT_LOSSES = (
     "smooth_labels",
     "make_fenchel_young_loss",
@@ -21,6 +21,7 @@ NOT_LOSSES = (
     "uncertainty_weighting",
     "value_and_grad",
     "class_weights_from_counts",
+    "classification_metrics",
     "logit_adjustment",
 )
 CLASSES = ("Loss", "Mean")
