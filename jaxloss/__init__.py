@@ -83,8 +83,12 @@ from jaxloss._families.regression import (
     wing_loss,
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
-from jaxloss._training import total_loss
+from jaxloss._mean import Mean
+from jaxloss._metrics import classification_metrics
+from jaxloss._training import total_loss, uncertainty_weighting
+from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "Mean",
     "absolute_error",
     "absolute_percentage_error",
     "binary_cross_entropy",
@@ -103,6 +108,8 @@ __all__ = [
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
     "circle_loss",
+    "class_weights_from_counts",
+    "classification_metrics",
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
@@ -125,6 +132,7 @@ __all__ = [
     "linear_distillation",
     "linear_statistics",
     "log_cosh",
+    "logit_adjustment",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",
@@ -155,6 +163,8 @@ __all__ = [
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "uncertainty_weighting",
+    "value_and_grad",
     "wing_loss",
 ]
 

@@ -12,7 +12,16 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, examples
 from jaxloss._core.declare import declaration
-from jaxloss._core.reduce import Reduction, check_reduction, per_example, reduce_losses
+from jaxloss._core.reduce import (
+    Reduction,
+    SequenceReduction,
+    check_reduction,
+    per_example,
+    reduce_losses,
+    segments_of,
+    total_and_size,
+)
+from jaxloss._mean import Mean
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -36,7 +45,10 @@ class Loss:
         fn: `fn(predictions, targets, **options)`, a function of this library or your own,
             returning one loss for each example.
         reduction: "none", "sum", "mean" (over the examples that are not masked) or
-            "weighted_mean" (over the sum of their weights).
+            "weighted_mean" (over the sum of their weights). Of losses of tokens, [..., T]:
+            "sequence_mean" (the mean over sequences of each one's mean over its tokens) or
+            "sequence_sum" (the mean over sequences of each one's sum). A sequence without a token
+            that counts does not count.
         axis_name: mapped axes (of `shard_map`, `pmap` or `vmap`) over which a mean counts.
             Each device then returns its share, and the shares add up to the mean.
         ignore_index: examples with this integer target are masked.
@@ -51,11 +63,14 @@ class Loss:
       whose examples have parts, the items of a list or the pixels of an image, also a mask of
       these: an example without any is masked.
     - `class_where`: passed on to `fn` as `where`, a mask of classes.
+    - `segments`: for the reductions of sequences, where several are packed into a row: integers
+      of the shape of the losses. Tokens of one row with the same number are a sequence; by
+      default all tokens of a row are. A sequence has to be in one row.
 
     Where examples meet each other, as embeddings do, one that is masked or has weight zero does
     not exist for the others either, and `axis_name` is also `fn`'s.
 
-    An empty or fully masked batch gives 0.
+    An empty or fully masked batch gives 0. `parts` returns a mean as its total and its size.
 
     Raises:
         TypeError: `fn` is not callable or does not take the options.
@@ -76,7 +91,7 @@ class Loss:
     """
 
     fn: Callable[..., Array]
-    reduction: Reduction
+    reduction: Reduction | SequenceReduction
     axis_name: str | tuple[str, ...] | None
     ignore_index: int | None
     static_options: Options
@@ -85,7 +100,7 @@ class Loss:
     def __init__(
         self,
         fn: Callable[..., Array],
-        reduction: Reduction = "mean",
+        reduction: Reduction | SequenceReduction = "mean",
         *,
         axis_name: str | tuple[str, ...] | None = None,
         ignore_index: int | None = None,
@@ -96,7 +111,7 @@ class Loss:
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
         _check_order(fn)
-        check_reduction(reduction)
+        check_reduction(reduction, sequences=True)
         given = {**dict(static_options), **options}
         examples.check_options(fn, {**dict(numeric_options), **given})
         numeric = {k: v for k, v in given.items() if _is_leaf(k, v)}
@@ -148,13 +163,51 @@ class Loss:
         weights: ArrayLike | None = None,
         where: ArrayLike | None = None,
         class_where: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
         **per_example: Any,
     ) -> Array:
-        call = examples.call(self.fn, operands, per_example, self._call_options(class_where))
-        losses, w, mask = call.weighed(weights, self._mask(where, call))
-        return reduce_losses(
-            losses, self.reduction, weights=w, where=mask, axis_name=self.axis_name
-        )
+        masks = weights, where, class_where, segments
+        losses, of_losses = self._weighed(operands, per_example, *masks)
+        return reduce_losses(losses, self.reduction, axis_name=self.axis_name, **of_losses)
+
+    def parts(
+        self,
+        *operands: Any,
+        weights: ArrayLike | None = None,
+        where: ArrayLike | None = None,
+        class_where: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        **per_example: Any,
+    ) -> Mean:
+        """The mean that a call returns, as a `Mean`, which adds up over parts of a batch.
+
+        Arguments are those of a call. `axis_name` changes nothing: the parts are this device's,
+        and `Mean.psum` adds them up.
+
+        Raises:
+            ValueError: as a call; the reduction is no mean.
+
+        >>> import jax.numpy as jnp, jaxloss
+        >>> loss = jaxloss.Loss(jaxloss.squared_error)
+        >>> parts = [loss.parts(jnp.ones(n), jnp.zeros(n) + n) for n in (1, 3)]
+        >>> print(sum(parts).value)
+        3.0
+        """
+        masks = weights, where, class_where, segments
+        losses, of_losses = self._weighed(operands, per_example, *masks)
+        return Mean(*total_and_size(losses, self.reduction, **of_losses))
+
+    def _weighed(
+        self, operands: Any, named: Any, weights: Any, where: Any, class_where: Any, segments: Any
+    ) -> tuple[Array, dict[str, Any]]:
+        """Losses, and weights, mask and segments of them."""
+        takes = declaration(self.fn)
+        if segments is not None and takes is not None and "segments" in takes.operands:
+            named, segments = named | {"segments": segments}, None
+        call = examples.call(self.fn, operands, named, self._call_options(class_where))
+        losses, weights, where = call.weighed(weights, self._mask(where, call))
+        segments = segments_of(segments, losses.shape)
+        return losses, {"weights": weights, "where": where, "segments": segments}
 
     def _call_options(self, class_where: ArrayLike | None) -> dict[str, Any]:
         options, takes = self.options, declaration(self.fn)

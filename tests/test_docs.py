@@ -1,9 +1,11 @@
 """The Python blocks of the documents run, in order, as one program."""
 
+import math
 import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 pytest.importorskip("optax", reason="needs jaxloss[examples]")
@@ -29,3 +31,37 @@ def test_blocks_run(name):
     # JAX as users have it: optax itself needs implicit promotions.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         run_blocks(name, {"__name__": name})
+
+
+def numbers(text):
+    return [float(x) for x in re.findall(r"-?\d+\.?\d*", text)]
+
+
+def test_training_steps(capsys):
+    """What the steps print is what the page says, the wrong ways too."""
+    pytest.importorskip("flax", reason="needs jaxloss[examples]")
+    pytest.importorskip("equinox", reason="needs jaxloss[examples]")
+    page, names = "docs/training.md", {"__name__": "training"}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    end = text.index("## Keras: compile and fit")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        run_blocks(page, names, end=end)
+        wrong = jax.shard_map(names["wrong_mean"], **names["split"])
+        wrong = wrong(names["params"], names["x"], names["y"])
+    printed = capsys.readouterr().out.splitlines()
+    code = "".join(block[1] for block in BLOCK.finditer(text, 0, end))
+    # The comments behind the prints, or below them.
+    said = re.findall(r"^print\(.*\)(?:  |\n)# (.*(?:\n#  .*)*)$", code, re.M)
+    assert len(said) == len(printed)
+    for line, comment in zip(printed, said, strict=True):
+        memory = line.startswith("{1: ")
+        np.testing.assert_allclose(numbers(line), numbers(comment), rtol=0.2 if memory else 0.02)
+        if memory:
+            whole, _, sixteenth = numbers(line)[1::2]
+            assert sixteenth < whole / 10
+    if jax.device_count() == 8:
+        assert math.isclose(wrong, 2.5202, rel_tol=1e-4)
+    whole = names["whole"]
+    assert printed.count(f"{whole:.4f}") == 3
+    for values in (names["nnx_values"], names["eqx_values"]):
+        assert values[-1] < values[0] - 0.1

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
@@ -33,7 +32,7 @@ def linear_cross_entropy(
     *,
     bias: ArrayLike | None = None,
     vocab_first: bool = False,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -44,7 +43,7 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
     axis_name: AxisName = None,
-) -> Array:
+) -> Any:
     r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
 
     With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,
@@ -65,7 +64,8 @@ def linear_cross_entropy(
         bias: [V]; -inf excludes a class.
         vocab_first: whether the weight is [V, D], as a table of embeddings is.
         reduction: "mean" (over the tokens that are not masked), "weighted_mean" (over the sum of
-            their weights), "sum", or "none".
+            their weights), "sum", or "none"; "parts" for the mean as a `jaxloss.Mean`, whose total
+            and size add up over microbatches and devices.
         weights: of the tokens, of the shape of `labels` or of its leading axes. A token of weight
             zero adds nothing, even if it holds NaN, but counts in "mean".
         where: booleans, likewise; a masked token adds nothing and does not count.
@@ -98,7 +98,7 @@ def linear_cross_entropy(
 
     Returns:
         The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
-        "none" one a token. An empty or fully masked batch gives 0.
+        "none" one a token, or for "parts" a `jaxloss.Mean`. An empty or fully masked batch gives 0.
 
     Raises:
         TypeError: hidden or weight are not floating point, labels not integers, `where` not
@@ -121,6 +121,8 @@ def linear_cross_entropy(
     >>> print(jaxloss.linear_cross_entropy(hidden, weight, labels, reduction="none"))
     [4.1223e-09 2.3954e-01]
     """
+    parts = reduction == "parts"
+    reduction = "sum" if parts else reduction
     check_reduction(reduction)
     _check_implementation(implementation, reduction)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
@@ -140,12 +142,13 @@ def linear_cross_entropy(
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
-    return _linear_cross_entropy(
+    loss = _linear_cross_entropy(
         head, labels, settings, weights, where,
         vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
         chunk_size=checks.chunk_size(chunk_size), implementation=implementation,
         chip=_chip(implementation, reduction, head, local_vocab, chunk_size), axis_name=axis_name,
     )  # fmt: skip
+    return _operands.mean_of_tokens(loss, where, labels, ignore_index) if parts else loss
 
 
 def _check_implementation(implementation: str | None, reduction: str) -> None:

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.mapped import varying
-from jaxloss._core.reduce import per_example
+from jaxloss._core.reduce import count, per_example
 from jaxloss._core.split import ClassAxis, Split
+from jaxloss._mean import Mean
 from jaxloss.linear._head import Head
 
 AxisName = str | tuple[str, ...] | None
@@ -69,6 +71,16 @@ def of_tokens(
         return None
     x = checks.boolean(name, x) if dtype == jnp.bool_ else checks.numeric(name, x, dtype)
     return per_example(name, x, shape)
+
+
+def mean_of_tokens(
+    total: Array, where: Array | None, tokens: Array, ignore_index: int | None = None
+) -> Mean:
+    """The total over the tokens that are not masked, with their number."""
+    if ignore_index is not None:
+        kept = tokens != ignore_index
+        where = kept if where is None else where & kept
+    return Mean(total, count(jax.ShapeDtypeStruct(tokens.shape, total.dtype), where))
 
 
 def flatten_tokens(head: Head) -> Head:

@@ -1,11 +1,10 @@
 """Statistics of each token's logits, and distillation, for a linear layer."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
@@ -126,12 +125,12 @@ def linear_distillation(
     bias: ArrayLike | None = None,
     teacher_bias: ArrayLike | None = None,
     vocab_first: bool = False,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName = None,
-) -> Array:
+) -> Any:
     r"""Divergence of a student's next-token distribution from a teacher's, without their logits.
 
     With x and y the logits `hidden @ weight + bias` of student and teacher, T the temperature,
@@ -152,7 +151,7 @@ def linear_distillation(
 
     Returns:
         The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
-        "none" one a token.
+        "none" one a token, or for "parts" a `jaxloss.Mean`.
 
     Raises:
         TypeError, ValueError: see `linear_cross_entropy`.
@@ -167,6 +166,8 @@ def linear_distillation(
     >>> print(jaxloss.linear_distillation(hidden, weight, hidden, teacher, temperature=2.0))
     0.296607
     """
+    parts = reduction == "parts"
+    reduction = "sum" if parts else reduction
     check_reduction(reduction)
     if divergence not in ("kl", "js"):
         raise ValueError(f"divergence must be 'kl' or 'js', got {divergence!r}")
@@ -187,11 +188,12 @@ def linear_distillation(
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
-    return _linear_distillation(
+    loss = _linear_distillation(
         (student, teacher), pair, weights, where,
         divergence=divergence, vocab_first=vocab_first, reduction=reduction,
         chunk_size=checks.chunk_size(chunk_size), axis_name=axis_name,
     )  # fmt: skip
+    return _operands.mean_of_tokens(loss, where, student.hidden[..., 0]) if parts else loss
 
 
 @partial(

@@ -18,6 +18,7 @@ import jaxloss.keras
 import jaxloss.tf
 from jaxloss.keras import _inputs, as_keras_loss
 from tests.cases import CASES
+from tests.declared import FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
 
@@ -224,9 +225,7 @@ def test_refused(given, error, message):
         as_keras_loss(given)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in jaxloss.__all__ if n != "Loss" and not takes_two(getattr(jaxloss, n))]
-)
+@pytest.mark.parametrize("name", [fn.__name__ for fn in FUNCTIONS if not takes_two(fn)])
 def test_functions_of_other_arguments(name):
     """The error is a sentence that says what they take, and what to do."""
     *others, last = required(getattr(jaxloss, name))

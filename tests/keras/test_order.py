@@ -12,6 +12,7 @@ import jaxloss
 import jaxloss.keras
 import jaxloss.tf
 from jaxloss.keras import as_keras_loss
+from tests.declared import FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
 
@@ -33,7 +34,7 @@ def functions(module, extra=()):
     return [f for f in losses if takes_two(f) or f.__name__ in extra]
 
 
-OURS = functions(jaxloss)
+OURS = [fn for fn in FUNCTIONS if takes_two(fn)]
 
 
 @pytest.mark.parametrize("fn", OURS, ids=lambda f: f.__name__)
