@@ -98,7 +98,7 @@ class Range:
     closed: bool = True
 
     def __str__(self) -> str:
-        return f"[{self.low}, {self.high}{']' if self.closed else ')'}"
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
 
     def holds(self, x: Any) -> Any:
         above = x <= self.high if self.closed else x < self.high
