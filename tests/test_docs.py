@@ -33,8 +33,21 @@ def test_blocks_run(name):
         run_blocks(name, {"__name__": name})
 
 
+def test_readme(capsys):
+    """The programs before the figures print what they say."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    end = text.index("## Measured")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        run_blocks("README.md", {"__name__": "readme"}, end=end)
+    printed = capsys.readouterr().out.splitlines()
+    said = re.findall(r"^print\(.*\)  # (.*)$", text[:end], re.M)
+    assert len(said) == len(printed) == 2
+    np.testing.assert_allclose(numbers(printed[0]), numbers(said[0])[:1], rtol=2e-3)
+    np.testing.assert_allclose(numbers(printed[1]), numbers(said[1]), rtol=2e-3)
+
+
 def numbers(text):
-    return [float(x) for x in re.findall(r"-?\d+\.?\d*", text)]
+    return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", text)]
 
 
 def test_training_steps(capsys):
