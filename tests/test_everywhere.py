@@ -1,0 +1,76 @@
+"""Every loss, by what it is declared to take: split over devices, exported, and under debug flags."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests import declared
+from tests.declared import FUNCTIONS, takes
+
+EACH = pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+
+
+def value_and_gradients(fn):
+    """Of all floating arguments, of losses of each example where there are such."""
+
+    def run(floats, others):
+        def total(floats):
+            losses = fn(**floats, **others, **takes(fn).unreduced)
+            return jnp.sum(jnp.cos(losses)), losses
+
+        (_, losses), gradients = jax.value_and_grad(total, has_aux=True)(floats)
+        return losses, gradients
+
+    return run
+
+
+def batch_of(fn, n, every=False):
+    batch = declared.arguments(fn, np.random.default_rng(n), n, every=every)
+    floats = {k: x for k, x in batch.items() if x.dtype.kind == "f"}
+    return floats, {k: x for k, x in batch.items() if k not in floats}
+
+
+def close(got, want):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-6), got, want)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@EACH
+def test_finite_results_pass_the_debug_flags(fn, wrap):
+    with jax.debug_nans(True), jax.debug_infs(True):
+        wrap(value_and_gradients(fn))(*batch_of(fn, 4))
+
+
+@EACH
+def test_exported_with_a_symbolic_batch(fn):
+    (b,) = export.symbolic_shape("b")
+
+    def abstract(name, x):
+        shape = x.shape if takes(fn).operands[name].kind == "shared" else (b, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    run = jax.jit(value_and_gradients(fn))
+    example = [{k: abstract(k, x) for k, x in part.items()} for part in batch_of(fn, 4)]
+    again = export.deserialize(export.export(run)(*example).serialize())
+    for n in (4, 7):
+        close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
+
+
+@EACH
+def test_explicit_sharding_of_the_batch(fn):
+    n = jax.device_count()
+    mesh = jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Explicit,))
+    run = value_and_gradients(fn)
+    want = jax.jit(run)(*batch_of(fn, n))
+
+    def put(name, x):
+        spec = P() if takes(fn).operands[name].kind == "shared" else P("batch")
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        split = [{k: put(k, x) for k, x in part.items()} for part in batch_of(fn, n)]
+        close(jax.tree.map(np.asarray, jax.jit(run)(*split)), want)
