@@ -246,9 +246,8 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     p = _confusion.checked(p, from_logits, axis)
-    if not isinstance(smoothing, (int, float)) or smoothing != 0:
-        t = jaxloss.smooth_labels(t, smoothing, axis=axis)
-    return t, p, axis
+    s = checks.optional("label_smoothing", smoothing, checks.scalar, p.dtype, checks.SHARE)
+    return t if s is None else jaxloss.smooth_labels(t, s, axis=axis), p, axis
 
 
 def _warn_of_one_class(p: Array, axis: int) -> None:
