@@ -1,4 +1,4 @@
-"""Every loss, by what it is declared to take: split over devices, exported, and under debug flags."""
+"""Every loss, by its declaration: split over devices, exported, and under debug flags."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_exported_with_a_symbolic_batch(fn):
 
     run = jax.jit(value_and_gradients(fn))
     example = [{k: abstract(k, x) for k, x in part.items()} for part in batch_of(fn, 4)]
-    again = export.deserialize(export.export(run)(*example).serialize())
+    again = export.export(run)(*example)
     for n in (4, 7):
         close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
 
