@@ -2,9 +2,14 @@
 
 Functions take predictions first, then targets, and return one loss for each example, in
 nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxloss.tf`
-has TensorFlow's names.
+has TensorFlow's names, `jaxloss.keras` those of Keras; both are imported when first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from jaxloss import _names
+from jaxloss._core.declare import takes
 from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
@@ -75,6 +80,7 @@ from jaxloss._families.regression import (
     quantile_loss,
     squared_error,
     squared_log_error,
+    wing_loss,
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
@@ -84,6 +90,10 @@ from jaxloss._metrics import classification_metrics
 from jaxloss._training import total_loss, uncertainty_weighting
 from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
+
+if TYPE_CHECKING:
+    from jaxloss import keras as keras
+    from jaxloss import tf as tf
 
 __version__ = "0.1.0"
 
@@ -149,9 +159,21 @@ __all__ = [
     "squared_hinge_loss",
     "squared_log_error",
     "supervised_contrastive_loss",
+    "takes",
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
     "uncertainty_weighting",
     "value_and_grad",
+    "wing_loss",
 ]
+
+
+def __getattr__(name: str):
+    if name in _names.FACES:
+        return import_module(f"jaxloss.{name}")
+    raise AttributeError(_names.unknown(__name__, name, __all__))
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_names.FACES])

@@ -58,8 +58,8 @@ def class_weights_from_counts(
     """
     if method not in ("balanced", "effective_number"):
         raise ValueError(f"method must be 'balanced' or 'effective_number', got {method!r}")
-    checks.option("beta", beta, 0, 1, closed=False)
     n = _counts(counts)
+    checks.scalar("beta", beta, n.dtype, checks.Range(0.0, 1.0, closed=False))
     classes = jnp.sum((n > 0).astype(n.dtype))
     if method == "balanced":
         return per_size(jnp.sum(n), classes * n)

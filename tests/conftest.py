@@ -119,6 +119,7 @@ FEW = {
     "test_derivatives_of_all_kinds": 8,
     "test_reductions_in_float32": 4,
     "test_derivatives_are_those_at_the_clip": 2,
+    "test_every_class_in_compile": 5,
 }
 
 

@@ -12,8 +12,11 @@ from jax.experimental import checkify
 
 import jaxloss
 from tests.cases import FIRST_ROWS
+from tests.cases._case import SAMPLES
+from tests.declared import FUNCTIONS, arguments, takes
 
 slow = pytest.mark.slow
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 F, I, B = jnp.float32, jnp.int32, jnp.bool_  # noqa: E741
 
 
@@ -115,8 +118,18 @@ def test_labels_that_are_not_integers(fn, dtype):
     ids=ids,
 )
 def test_class_numbers_given_to_a_dense_function(fn):
-    words = ["(2,)", "(2, 3)", "with_integer_labels"]
+    """The message gives the one-hot labels to write, and they are right."""
+    words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
     fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
+    for options in ({}, {"axis": 1} if "axis" in parameters(fn) else {}):
+        p, labels = jnp.full((2, 3, 3), 1 / 3), jnp.array([[0, 1, 2], [2, 1, 1]])
+        with pytest.raises(ValueError, match=r"jax\.nn\.one_hot\(") as caught:
+            fn(p, labels, **options)
+        (written,) = re.findall(r"jax\.nn\.one_hot\(.*?\)", str(caught.value))
+        one_hot = eval(written, {"jax": jax, "labels": labels})
+        want = jax.nn.one_hot(labels, 3, axis=options.get("axis", -1))
+        np.testing.assert_array_equal(one_hot, want)
+        assert fn(p, one_hot, **options).shape == (2, 3)
 
 
 @pytest.mark.parametrize("fn", [f for f in EVERY if "where" in parameters(f)], ids=ids)
@@ -154,6 +167,8 @@ def test_class_weights(shape):
         *[(jaxloss.sigmoid_focal_loss, "gamma", v) for v in (-1, -0.1)],
         *[(jaxloss.softmax_focal_loss, "gamma", v) for v in (-1, float("nan"))],
         (jaxloss.huber_loss, "delta", -1),
+        (jaxloss.wing_loss, "width", -1),
+        *[(jaxloss.wing_loss, "curvature", v) for v in (-1, 0)],
         *[(jaxloss.quantile_loss, "quantile", v) for v in (-0.1, 1.1)],
         (jaxloss.absolute_percentage_error, "epsilon", -1),
         (jaxloss.cosine_similarity, "epsilon", -1),
@@ -177,17 +192,18 @@ def test_smooth_labels():
 @pytest.mark.parametrize(
     ("fn", "option", "shape"),
     [
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (3,)),
+        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2,)),
         (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2, 2)),
-        (jaxloss.sigmoid_focal_loss, "alpha", (3,)),
+        (jaxloss.sigmoid_focal_loss, "alpha", (2,)),
         (jaxloss.sigmoid_focal_loss, "gamma", (3, 3)),
         (jaxloss.softmax_focal_loss, "gamma", (3,)),
         (jaxloss.softmax_focal_loss, "alpha", (2,)),
         (jaxloss.softmax_focal_loss, "alpha", (2, 1)),
         (jaxloss.poly_loss_cross_entropy, "epsilon", (3,)),
-        (jaxloss.huber_loss, "delta", (3,)),
+        (jaxloss.huber_loss, "delta", (2,)),
+        (jaxloss.wing_loss, "curvature", (2,)),
         (jaxloss.quantile_loss, "quantile", (2,)),
-        (jaxloss.gaussian_nll, "variance", (3,)),
+        (jaxloss.gaussian_nll, "variance", (2,)),
         (jaxloss.cosine_distance, "epsilon", (2, 1)),
         (jaxloss.distillation_loss, "temperature", (2, 1)),
     ],
@@ -196,6 +212,52 @@ def test_options_of_a_wrong_shape(fn, option, shape):
     call = lambda x, y, v: fn(x, y, **{option: v})
     words = [f"{option} of shape {shape}"]
     fails(ValueError, words, call, struct(2, 3), struct(2, 3), struct(*shape))
+
+
+def out_of_range():
+    marks = {mark.name: mark for mark in test_options_out_of_range.pytestmark}
+    return [row for row in marks["parametrize"].args[1] if row[2] == row[2]]
+
+
+@pytest.mark.parametrize(("fn", "option", "bad"), out_of_range())
+def test_arrays_out_of_range(fn, option, bad):
+    """Known ones raise as numbers do; traced ones are left to `checkify`. A NaN is a value."""
+    x = jnp.full((2, 3), 0.5)
+    labels = jnp.array([0, 1]) if fn is CROSS_ENTROPY else x
+    run = lambda value: fn(x, labels, **{option: value})
+    for value in (jnp.float32(bad), np.float32(bad)):
+        with pytest.raises(ValueError, match=f"{option} must be in"):
+            run(value)
+        with pytest.raises(ValueError, match=f"{option} must be in"):
+            jax.jit(lambda x, value=value: fn(x, labels, **{option: value}))(x)
+    error, _ = checkify.checkify(jax.jit(run))(jnp.float32(bad))
+    assert f"{option} must be in" in error.get()
+    good = jnp.float32(0.5 if option != "norm_degree" else 2)
+    assert checkify.checkify(jax.jit(run))(good)[0].get() is None
+
+
+@pytest.mark.parametrize(
+    ("fn", "option"),
+    [
+        (fn, name)
+        for fn in FUNCTIONS
+        for name, operand in takes(fn).operands.items()
+        if operand.kind == "entries" and parameters(fn)[name].kind is KEYWORD
+    ],
+)
+def test_settings_along_trailing_axes(fn, option):
+    """As in optax, TensorFlow and torch; also with a mask, under `vmap`, and in a Loss."""
+    rng = np.random.default_rng(0)
+    batch = arguments(fn, rng, 4)
+    whole = next(iter(batch.values())).shape
+    value = SAMPLES[takes(fn).operands[option].of](rng, whole[-1:]).astype("f")
+    want = fn(**batch, **{option: np.broadcast_to(value, whole)})
+    np.testing.assert_array_equal(fn(**batch, **{option: value}), want)
+    where = np.array([True, False, True, True])
+    loss = jaxloss.Loss(fn, "none", **{option: value})
+    np.testing.assert_array_equal(loss(**batch, where=where), np.where(where[:, None], want, 0))
+    rows = jax.vmap(lambda batch: fn(**batch, **{option: value}))(batch)
+    np.testing.assert_allclose(rows, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1), (2, 1), (1, 3), (2, 3)])

@@ -425,3 +425,21 @@ def test_large_counts():
     where = jnp.ones((500, 40000), bool).at[0, 1:].set(False)  # more than 2**24
     count = reduce.count(jax.ShapeDtypeStruct(where.shape, jnp.float32), where)
     close(count, 500 * 40000 - 39999, rtol=1e-7)
+
+
+def test_replace_and_repr():
+    cw = jnp.array([1.0, 2, 0.5])
+    loss = Loss(integer_ce, "sum", axis=1, ignore_index=-1, class_weights=cw)
+    for changed in (loss.replace(reduction="mean"), dataclasses.replace(loss, reduction="mean")):
+        assert changed.options["class_weights"] is cw and changed.options["axis"] == 1
+        assert changed.reduction == "mean" and changed.ignore_index == -1
+    assert loss.replace(axis=-1, z_loss=0.1).options == {
+        "axis": -1, "z_loss": 0.1, "class_weights": cw,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="mean 'label_smoothing'"):
+        loss.replace(label_smothing=0.1)
+    names = {"Loss": Loss, integer_ce.__name__: integer_ce, "jnp": jnp}
+    again = eval(repr(loss), names)
+    assert repr(again) == repr(loss) and again(X, Y) == loss(X, Y)
+    traced = jax.tree.map(lambda _: None, loss)  # As tools make of a pytree.
+    assert jax.tree.structure(traced, is_leaf=lambda x: x is None).num_leaves == 1

@@ -120,6 +120,21 @@ def test_several_sums_of_long_rows_write_nothing():
     assert written(all_of, shape, shape) < 4 * 512 * 1000 / 50
 
 
+def test_unless():
+    """What is known is not computed on a CPU, and elsewhere as computed."""
+
+    def formula(x):
+        return x + 1, 2 * x
+
+    x = jnp.float32([1.0, 2.0])
+    for wrap in (lambda f: f, jax.jit):
+        for known, expected in ((True, (x, x)), (False, formula(x))):
+            run = wrap(lambda known, x: passes.unless(known, (x, x), formula, x))
+            np.testing.assert_array_equal(run(jnp.array(known), x), expected)
+    each = jax.vmap(lambda known, x: passes.unless(known, (x, x), formula, x))
+    np.testing.assert_array_equal(each(jnp.array([True, False]), x), [[1, 3], [1, 4]])
+
+
 def test_pieces():
     x = jnp.float32([0.0, 1e-38, 1.0, jnp.inf])
     np.testing.assert_array_equal(passes.step(x)[jnp.array([0, 2, 3])], [0, 1, 1])
@@ -128,3 +143,17 @@ def test_pieces():
     np.testing.assert_array_equal(passes.times(w, jnp.float32([jnp.inf, jnp.inf])), [0, jnp.inf])
     np.testing.assert_array_equal(passes.times(w, jnp.float32([2.0**127] * 2)), [0, 2.0**126])
     assert jnp.isnan(passes.nan_of(jnp.float32(jnp.nan))) and passes.nan_of(jnp.float32(-2)) == 0
+
+
+@pytest.mark.parametrize("shape", [(300, passes.SHORT), (300, 1000), (3, 7), (2, 40, 1000)])
+def test_largest_is_loud(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x.reshape(-1, shape[-1])[1, ::2] = -np.inf
+    run = jax.jit(lambda x: passes.largest(x, x.ndim - 1))
+    np.testing.assert_array_equal(run(x), np.max(x, -1))
+    for entry in (0, 1, shape[-1] // 2, -1):
+        for other in (0.0, np.inf, -np.inf):
+            y = x.copy()
+            y[..., 0, 3], y[..., 0, entry], y[..., 1, 0] = other, np.nan, np.inf
+            np.testing.assert_array_equal(run(y), np.max(y, -1))
+            np.testing.assert_array_equal(jax.vmap(run)(y) if y.ndim > 2 else run(y), run(y))

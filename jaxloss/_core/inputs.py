@@ -8,7 +8,6 @@ that no derivative can see it, and the results after.
 import jax.numpy as jnp
 
 from jaxloss._core import checks
-from jaxloss._core.numerics import one_or_nan
 from jaxloss._core.reports import report
 
 
@@ -64,14 +63,24 @@ def dense(x_name, x, y_name, y, axis, where):
     integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
     if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
-            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
-            f"class labels are for the function of this name ..._with_integer_labels"
+            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; "
+            f"{_one_hot(y_name, x.shape, axis)}"
         )
     shape = checks.common_shape(x_name, x, y_name, y)
     x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
     axes = checks.axes(axis, x.ndim)
     x, axis, live = rows(x_name, x, axes, where)
     return x, y if len(axes) == 1 else checks.classes_last(y, axes), axis, live
+
+
+def _one_hot(name, shape, axis):
+    """What to write where integer labels came instead of those over the classes."""
+    (axis,) = checks.axes(axis, len(shape)) if axis is not None else (len(shape) - 1,)
+    along = "" if axis == len(shape) - 1 else f", axis={axis}"
+    return (
+        f"integer class labels become jax.nn.one_hot({name}, {shape[axis]}{along}), or are for a "
+        f"function whose name ends in _with_integer_labels"
+    )
 
 
 def labels(name, x, labels, axis, ignore_index):
@@ -137,7 +146,13 @@ def live_rows(live, loss, axis):
     return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)
 
 
-def probabilities(p):
-    """`p`, with what cannot be a probability made NaN in value and gradient."""
-    slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * one_or_nan((p >= 0) & (p <= 1 + slack), p.dtype)
+def are_probabilities(p, axis):
+    """Whether all along the axis, which is kept, can be probabilities."""
+    low, defined = jnp.min(p, axis, keepdims=True, initial=0), jnp.sum(p, axis, keepdims=True)
+    return (low >= 0) & at_most_one(p, axis) & ~jnp.isnan(defined)
+
+
+def at_most_one(p, axis):
+    """Whether nothing along the axis, which is kept, is above one by more than rounding."""
+    one = 1 + 4 * float(jnp.finfo(p.dtype).eps)
+    return jnp.max(p, axis, keepdims=True, initial=0) <= one

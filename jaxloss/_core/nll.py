@@ -194,12 +194,3 @@ def other_class(labels: Array, x: Array, axis: ClassAxis) -> Array:
     index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
     label = local_labels(labels, x.shape[axis], axis).astype(x.dtype)
     return jnp.minimum(jnp.abs(index.astype(x.dtype) - label), 1)
-
-
-def label_bump(x: Array, labels: Array, axis: ClassAxis, unit: float) -> Array:
-    """Zero at the label and at least `unit ** 2` elsewhere. Each use has a unit of its own."""
-    index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
-    d = unit * index.astype(x.dtype) - unit * local_labels(labels, x.shape[axis], axis).astype(
-        x.dtype
-    )
-    return d * d

@@ -14,6 +14,7 @@ formula as it is. `tests/test_passes.py` shows what is written without this; if 
 fails there, this room can go.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -49,8 +50,11 @@ def own_pass(formula: Formula) -> Formula:
     return run
 
 
-def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> list[Array]:
-    """The sum of each of `terms(*operands)` along an axis, which is kept with size one."""
+def sums(
+    terms: Callable[..., Sequence[Array]], axis: int | tuple[int, ...], *operands: Array
+) -> list[Array]:
+    """The sum of each of `terms(*operands)` along axes, which are kept with size one."""
+    axes = (axis,) if isinstance(axis, int) else axis
 
     def whole(*operands: Array) -> list[Array]:
         each = terms(*operands)
@@ -58,13 +62,14 @@ def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> 
         return [jnp.broadcast_to(t, shape) for t in each]
 
     def one_by_one(*operands: Array) -> list[Array]:
-        return [jnp.sum(t, axis, keepdims=True) for t in whole(*operands)]
+        return [jnp.sum(t, axes, keepdims=True) for t in whole(*operands)]
 
     def cpu(*operands: Array) -> list[Array]:
         shapes = jax.eval_shape(whole, *operands)
-        if shapes[0].shape[axis] <= SHORT and not _explicitly_sharded(operands):
+        short = math.prod(shapes[0].shape[a] for a in axes) <= SHORT
+        if short and not _explicitly_sharded(operands):
             carrier = _tangent_carrier(operands)
-            return _in_one_loop([t + carrier for t in whole(*operands)], axis)
+            return _in_one_loop([t + carrier for t in whole(*operands)], axes)
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
@@ -82,12 +87,35 @@ def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
     return sum((jnp.where(never, x[(0,) * x.ndim], 0) for x in floating), 0)
 
 
-def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
+def _in_one_loop(terms: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
     def add(a, b):
         return [u + v for u, v in zip(a, b, strict=True)]
 
     zeros = [jnp.zeros((), t.dtype) for t in terms]
-    return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
+    return [jnp.expand_dims(s, axes) for s in lax.reduce(terms, zeros, add, axes)]
+
+
+def largest(x: Array, axis: int) -> Array:
+    """The largest entry along an axis, or NaN if one is; YNNPACK drops that in a maximum."""
+
+    def plain(x: Array) -> Array:
+        return jnp.max(x, axis)
+
+    def in_one_loop(x: Array) -> Array:
+        least = jnp.asarray(-jnp.inf, x.dtype)
+        return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
+
+    def cpu(x: Array) -> Array:
+        if x.shape[axis] <= SHORT:
+            return in_one_loop(x)
+        big = float(jnp.finfo(x.dtype).max)
+        top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
+        return lax.cond(jnp.all(top < big), lambda _, top: top, look, x, top)
+
+    def look(x: Array, _: Array) -> Array:
+        return plain(x) + jnp.sum(nan_of(x), axis)
+
+    return lax.platform_dependent(x, cpu=cpu, default=plain)
 
 
 def step(x: Array) -> Array:
@@ -124,6 +152,44 @@ def zero_at(index: Array, at: Array, x: Array) -> Array:
 def nan_of(x: Array) -> Array:
     """0, or NaN where `x` is NaN, which `minimum` and `maximum` of YNNPACK drop."""
     return 0 / (1 + jnp.abs(x))
+
+
+def nan_of_row(row: Array, *entries: Array) -> Array:
+    """0, or NaN where the result of the row is NaN: on accelerators, where one of the entries is.
+
+    A CPU would read the entries once more, and accelerators the gradient's other operands, which
+    they have at hand while they sum up the row.
+    """
+
+    def default(row: Array, *entries: Array) -> Array:
+        return sum(map(nan_of, entries), alike(jnp.zeros((), row.dtype), row, *entries))
+
+    def cpu(row: Array, *entries: Array) -> Array:
+        shape = jnp.broadcast_shapes(*(x.shape for x in entries))
+        return jnp.broadcast_to(nan_of(row), shape)
+
+    return lax.platform_dependent(*_all_alike((row, *entries)), cpu=cpu, default=default)
+
+
+def unless(known: Array, results: Any, formula: Formula, *operands: Array) -> Any:
+    """`formula(*operands)`, which a CPU skips where it is known to have these results.
+
+    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    """
+
+    def cpu(results, *operands):
+        def skip(results, *_):
+            return results
+
+        def run(_, *operands):
+            return formula(*operands)
+
+        return lax.cond(known, skip, run, results, *operands)
+
+    def default(_, *operands):
+        return formula(*operands)
+
+    return lax.platform_dependent(results, *operands, cpu=cpu, default=default)
 
 
 def _all_alike(trees: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import callers, checks
 from jaxloss._core.numerics import times
 
 Reduction = Literal["none", "sum", "mean", "weighted_mean"]
@@ -67,6 +67,7 @@ def reduce_losses(
 
     An empty or fully masked batch reduces to 0, with derivatives of 0.
     """
+    callers.refuse_keras()
     if reduction in ("none", "sum"):
         _check_segments(reduction, segments)
         weighed = _weighed(losses, weights, where)

@@ -4,13 +4,13 @@ A rule is a `jax.custom_jvp`, so that every loss has derivatives of any order in
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
@@ -43,6 +43,19 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
+def live_jvp(
+    f: Callable[..., Array], primals: Sequence[Any], tangents: Sequence[Any]
+) -> tuple[Array, Array]:
+    """`jax.jvp` by the operands that are being differentiated."""
+    live = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def of_live(*some):
+        given = dict(zip(live, some, strict=True))
+        return f(*(given.get(i, primal) for i, primal in enumerate(primals)))
+
+    return jax.jvp(of_live, [primals[i] for i in live], [tangents[i] for i in live])
+
+
 def with_fast_gradient(
     exact: Callable[..., Array],
     fast: Callable[..., tuple[Array, Array]],
@@ -65,18 +78,10 @@ def with_fast_gradient(
     def _loss_rule(primals, tangents):
         (x, *others), (v, *moves) = primals, tangents
         value, gradient = both(x, *others)
-        live = [i for i, move in enumerate(moves) if not isinstance(move, SymbolicZero)]
-
-        def of_others():
-            def f(*some):
-                given = dict(zip(live, some, strict=True))
-                return exact(x, *(given.get(i, other) for i, other in enumerate(others)))
-
-            return jax.jvp(f, [others[i] for i in live], [moves[i] for i in live])[1]
-
         terms = [(v, lambda: inner(gradient, v))]
-        if live:
-            terms.append((moves[live[0]], of_others))
+        moving = [move for move in moves if not isinstance(move, SymbolicZero)]
+        if moving:
+            terms.append((moving[0], lambda: live_jvp(partial(exact, x), others, moves)[1]))
         return value, tangent_sum(value, *terms)
 
     @jax.custom_jvp
@@ -94,15 +99,20 @@ def with_fast_gradient(
     return loss
 
 
-def shortcut(
-    easy: Array, cheap: Callable[..., Any], full: Callable[..., Any], *operands: Array
-) -> Any:
-    """`full(*operands)`, or on a CPU, where that is `easy`, the same by `cheap`.
+def with_fast_value(
+    exact: Callable[..., Array], fast: Callable[..., Array]
+) -> Callable[..., Array]:
+    """`exact(*operands)`, whose value, where no derivative is asked for, is `fast`'s.
 
-    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    That is for what is a pass of its own, but not where its terms are also the gradient's.
     """
 
-    def either(*operands):
-        return lax.cond(easy, cheap, full, *operands)
+    @jax.custom_jvp
+    def formula(*operands):
+        return fast(*operands)
 
-    return lax.platform_dependent(*operands, cpu=either, default=full)
+    @partial(formula.defjvp, symbolic_zeros=True)
+    def _rule(primals, tangents):
+        return live_jvp(exact, primals, tangents)
+
+    return formula

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import label_nll, soft_nll
 from jaxloss._core.numerics import softplus
 from jaxloss._core.pairs import AxisName, Side
@@ -18,6 +19,7 @@ from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
 
+@takes(embeddings="embeddings", labels="labels")
 def ntxent(
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -92,6 +94,7 @@ def _ntxent_block(rows: Side, others: Side, temperature: Array) -> tuple[Array, 
     return jnp.sum(losses, 1), jnp.sum(positive, 1, dtype=logits.dtype)
 
 
+@takes(queries="embeddings", keys="embeddings")
 def info_nce(
     queries: ArrayLike,
     keys: ArrayLike,
@@ -171,6 +174,7 @@ def _info_nce_block(rows: Side, others: Side, temperature: Array) -> Array:
     return label_nll(logits, rows.place[:, None], 1)[:, 0]
 
 
+@takes(image_embeddings="embeddings", text_embeddings="embeddings")
 def siglip_loss(
     image_embeddings: ArrayLike,
     text_embeddings: ArrayLike,
@@ -246,6 +250,7 @@ def _siglip_block(rows: Side, others: Side, temperature: Array, bias: Array) -> 
     return jnp.sum(inputs.masked(pairs.present(others), losses), 1)
 
 
+@takes(embeddings="embeddings", labels="labels")
 def supervised_contrastive_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,

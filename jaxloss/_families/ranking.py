@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import soft_nll
 from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
 from jaxloss._core.pairs import blocks
@@ -26,6 +27,13 @@ from jaxloss._core.split import total
 _CHUNK_BYTES = 2**22
 
 
+@takes(
+    unreduced={"reduce_fn": None},
+    logits=("list", "logits"),
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def ranking_softmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -101,6 +109,12 @@ def _ranking_softmax(s, y, w, live, lists):
     return _sum_each(times(y, softmax(s, axis, lists).nll), lists)
 
 
+@takes(
+    scores="list",
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def pairwise_logistic_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -164,6 +178,12 @@ def _logistic(difference: Array, _: None) -> Array:
     return softplus(-difference)
 
 
+@takes(
+    scores="list",
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def pairwise_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -212,9 +232,8 @@ def pairwise_hinge_loss(
     >>> print(jaxloss.pairwise_hinge_loss(scores, labels))
     2.0
     """
-    checks.option("margin", margin, 0, float("inf"))
     items = _items("scores", scores, labels, where, weights, segments)
-    margin = checks.scalar("margin", margin, items[0].dtype)
+    margin = checks.scalar("margin", margin, items[0].dtype, checks.NONNEGATIVE)
     return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
 
 

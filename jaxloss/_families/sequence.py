@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.declare import takes
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
 from jaxloss._core.numerics import largest, one_or_nan
 from jaxloss._core.reports import report
@@ -21,6 +22,12 @@ from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
 
+@takes(
+    logits=("sequence", "logits"),
+    logit_paddings=("sequence", "padding"),
+    labels=("sequence", "integer"),
+    label_paddings=("sequence", "padding"),
+)
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,

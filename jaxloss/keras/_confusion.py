@@ -1,6 +1,5 @@
 """Catching logits that are given as probabilities, and probabilities given as logits."""
 
-import sys
 import warnings
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jaxloss._core import callers
 from jaxloss._core.reports import report
 
 # How far from [0, 1], or from a sum of one, probabilities may be; and how many numbers of one
@@ -66,7 +66,4 @@ def _like_probabilities(rows):
 
 def caller() -> int:
     """The stack level, for `warnings.warn` in `checked`, of the first frame outside the library."""
-    level = 2
-    while sys._getframe(level).f_globals.get("__name__", "").startswith("jaxloss."):
-        level += 1
-    return level
+    return callers.entry("jaxloss.").depth

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import ClassAxis, total_classes
@@ -23,6 +24,7 @@ from jaxloss.linear._vocab import VocabSweep
 Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
 
+@takes(unreduced={"reduction": "none"}, hidden="row", weight="shared", labels="labels")
 def linear_cross_entropy(
     hidden: ArrayLike,
     weight: ArrayLike,
@@ -123,7 +125,6 @@ def linear_cross_entropy(
     reduction = "sum" if parts else reduction
     check_reduction(reduction)
     _check_implementation(implementation, reduction)
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     local_vocab, dtype = vocab_size(head, vocab_first), logits_dtype(head)
@@ -134,8 +135,10 @@ def linear_cross_entropy(
         bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
         class_weights=class_weights,
-        smoothing=checks.optional_operand("label_smoothing", label_smoothing, dtype, ()),
-        z_loss=checks.optional_operand("z_loss", z_loss, dtype, ()),
+        smoothing=checks.optional(
+            "label_smoothing", label_smoothing, checks.scalar, dtype, checks.SHARE
+        ),
+        z_loss=checks.optional("z_loss", z_loss, checks.scalar, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total_classes
@@ -106,6 +107,13 @@ def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_siz
     return jax.tree.map(lambda column: column.reshape(shape), columns)
 
 
+@takes(
+    unreduced={"reduction": "none"},
+    hidden="row",
+    weight="shared",
+    teacher_hidden="row",
+    teacher_weight="shared",
+)
 def linear_distillation(
     hidden: ArrayLike,
     weight: ArrayLike,
