@@ -33,7 +33,7 @@ def nan_unless(valid: Array, x: Array) -> Array:
 
 def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
     """1 where valid, else NaN: as a factor it makes the value NaN, and its derivatives too."""
-    return nan_unless(valid, jnp.ones(valid.shape, dtype))
+    return nan_unless(valid, jnp.ones_like(valid, dtype))
 
 
 def defined(x: Array) -> Array:

@@ -25,9 +25,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Literal
-from jax.sharding import AxisType
 
-from jaxloss._core.mapped import alike
+from jaxloss._core.mapped import alike, explicit
 
 Formula = Callable[..., Any]
 # Up to as many entries a CPU takes several sums in one unrolled loop, ten times as fast as
@@ -66,14 +65,18 @@ def sums(
 
     def cpu(*operands: Array) -> list[Array]:
         shapes = jax.eval_shape(whole, *operands)
-        short = math.prod(shapes[0].shape[a] for a in axes) <= SHORT
-        if short and not _explicitly_sharded(operands):
+        short = _short(math.prod(shapes[0].shape[a] for a in axes))
+        if short and not explicit(operands):
             carrier = _tangent_carrier(operands)
             return _in_one_loop([t + carrier for t in whole(*operands)], axes)
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
     return lax.platform_dependent(*_all_alike(operands), cpu=cpu, default=one_by_one)
+
+
+def _short(entries: Any) -> bool:
+    return isinstance(entries, int) and entries <= SHORT  # Exported, it may be a symbol.
 
 
 def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
@@ -106,7 +109,7 @@ def largest(x: Array, axis: int) -> Array:
         return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
 
     def cpu(x: Array) -> Array:
-        if x.shape[axis] <= SHORT:
+        if _short(x.shape[axis]):
             return in_one_loop(x)
         big = float(jnp.finfo(x.dtype).max)
         top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
@@ -220,7 +223,7 @@ def _name(formula: Formula) -> str:
 
 def _apart(formula: Formula, name: str, *trees: Any) -> Any:
     operands = jax.tree.leaves(trees)
-    if _explicitly_sharded(operands):  # No entry can be taken of them without saying to where.
+    if explicit(operands):  # No entry can be taken of them without saying to where.
         return formula(*trees)
     # Traced of shapes alone: in `shard_map` all differ over the same devices, as the one does.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
@@ -228,11 +231,6 @@ def _apart(formula: Formula, name: str, *trees: Any) -> Any:
     one = _hidden_one(operands, zlib.crc32(name.encode()))
     results = _evaluate(jaxpr.jaxpr, jaxpr.consts, [_times_one(x, one) for x in operands], one)
     return jax.tree.unflatten(jax.tree.structure(out), results)
-
-
-def _explicitly_sharded(operands: Sequence[Array]) -> bool:
-    meshes = (jax.typeof(x).sharding.mesh for x in operands)
-    return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
 def _hidden_one(operands: Sequence[Array], tag: int) -> Array:

@@ -21,14 +21,16 @@ def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[
     """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
 
     A jit inside of a jit, even an inlined one, would be traced and linearised on its own,
-    which doubles the time that tracing a loss and its gradient takes.
+    which doubles the time that tracing a loss and its gradient takes. Under `jax_debug_infs` it is
+    compiled all the same: infinities inside of a formula, as of what is no class, are not faults.
     """
     compiled = jax.jit(formula, **jit_options)
 
     @functools.wraps(formula)
     def call(*args, **options):
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        return (formula if traced else compiled)(*args, **options)
+        plain = traced and not jax.config.jax_debug_infs
+        return (formula if plain else compiled)(*args, **options)
 
     return call
 

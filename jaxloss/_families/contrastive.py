@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
 from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import label_nll, soft_nll
 from jaxloss._core.numerics import softplus
 from jaxloss._core.pairs import AxisName, Side
@@ -76,6 +77,7 @@ def ntxent(
 
 
 @partial(jit_when_eager, static_argnames=("size", "axis_name"))
+@left_to_xla(0)
 def _ntxent(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)
@@ -155,6 +157,7 @@ def info_nce(
 
 
 @partial(jit_when_eager, static_argnames=("symmetric", "normalize", "size", "axis_name"))
+@left_to_xla(1)
 def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
     queries, keys = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
 
@@ -237,6 +240,7 @@ def siglip_loss(
 
 
 @partial(jit_when_eager, static_argnames=("normalize", "size", "axis_name"))
+@left_to_xla(1)
 def _siglip(x, y, temperature, bias, live, *, normalize, size, axis_name):
     images, texts = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
     texts = pairs.columns(texts, axis_name)
@@ -307,6 +311,7 @@ def supervised_contrastive_loss(
 
 
 @partial(jit_when_eager, static_argnames=("size", "axis_name"))
+@left_to_xla(1)
 def _supervised(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
 from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import relu, softplus, times
 from jaxloss._core.pairs import AxisName
 from jaxloss._core.rows import logsumexp
@@ -229,6 +230,7 @@ def circle_loss(
     jit_when_eager,
     static_argnames=("normalize", "detach", "diagonal", "size", "axis_name"),
 )
+@left_to_xla(1)
 def _circle(x, labels, references, settings, live, *, normalize, detach, diagonal, size, axis_name):
     rows = others = pairs.side(x, labels, live, normalize, axis_name)
     if references is not None:

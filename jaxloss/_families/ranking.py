@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import soft_nll
 from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
 from jaxloss._core.pairs import blocks
@@ -243,6 +244,7 @@ def _hinge(difference: Array, margin: Array) -> Array:
 
 
 @partial(jit_when_eager, static_argnames=("of_pair", "chunk"))
+@left_to_xla(-1)
 def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     axis = s.ndim - 1
     s = inputs.exclude(live, s, 0)
@@ -287,7 +289,9 @@ def _against_lower(s, y, live, lists, margin, of_pair, chunk):
 
 
 def _chunk(size: int | None, s: Array) -> int:
-    return checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(s.nbytes, 1))
+    known = all(isinstance(n, int) for n in s.shape)  # Exported, sizes may be symbols.
+    bytes_of_lists = s.nbytes if known else s.dtype.itemsize * s.shape[-1]
+    return checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(bytes_of_lists, 1))
 
 
 def _items(name, scores, labels, where, weights, segments):

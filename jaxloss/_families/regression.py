@@ -467,7 +467,8 @@ def absolute_percentage_error(
 @jit_when_eager
 def _percentage(p, t, epsilon, where):
     p, t = inputs.mask(where, p, t)
-    return inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
+    epsilon = epsilon + jnp.zeros_like(p)  # Sharded as p.
+    return inputs.masked(where, 100 * _relative_error(p, t, epsilon))
 
 
 @jax.custom_jvp

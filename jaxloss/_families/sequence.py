@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks
 from jaxloss._core.declare import takes
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import largest, one_or_nan
 from jaxloss._core.reports import report
 from jaxloss._core.rows import logsumexp
@@ -194,6 +195,7 @@ def _check_shapes(x: Array, frames: Array, labels: Array, ends: Array) -> None:
 
 
 @partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
+@left_to_xla(1)
 def _ctc_loss(x, live, labels, kept, valid, *, blank, zero_infinity):
     loss, _ = _ctc(_Batch(x, live, labels, kept, valid), blank)
     return _finish(loss, valid, zero_infinity)
