@@ -29,7 +29,7 @@ def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[
     @functools.wraps(formula)
     def call(*args, **options):
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        plain = traced and not jax.config.jax_debug_infs
+        plain = traced and not jax.config.jax_debug_infs  # pyright: ignore[reportAttributeAccessIssue]
         return (formula if plain else compiled)(*args, **options)
 
     return call
