@@ -5,6 +5,7 @@ can see it; where examples meet each other the function itself has to leave it o
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -205,14 +206,14 @@ class DeclaredCall(Call):
     def _reduced(self, losses: Any) -> bool:
         return losses.ndim == 0 and rank(self.first) > max(1, len(self.axes))
 
-    def _whole(self, weights: ArrayLike | None) -> Weighed:
+    def _whole(self, loss: Array, weights: ArrayLike | None) -> Weighed:
         """The loss of a batch as a whole."""
         if weights is not None:
             raise ValueError(
                 f"{_name(self.fn)} returns one number for the batch, already reduced, of which no "
                 f"part can be weighed: leave parts out by where, or take a loss of each example"
             )
-        return self.losses(self.arguments), None, None
+        return loss, None, None
 
     def weighed(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         if self.takes.together:
@@ -236,10 +237,8 @@ class DeclaredCall(Call):
             each = rank(self.first) if operand.kind in ("row", "entries") else where.ndim
             if operand.kind == "shared" or x.ndim < max(each, where.ndim):
                 return x
-            n = 1
-            for a in axes:
-                n *= x.shape[a]
-            return _filled(where, x, axes, FILL[operand.of](n))
+            classes = math.prod(x.shape[a] for a in axes)
+            return _filled(where, x, axes, FILL[operand.of](classes))
 
         return {k: clean(self.takes.operands[k], x) for k, x in arguments.items()}
 
@@ -253,7 +252,7 @@ class DeclaredCall(Call):
         run = self if live is None else self.with_options(where=live)
         losses = run.losses(self.arguments)
         if self._reduced(losses):
-            return run._whole(weights)
+            return self._whole(losses, weights)
         return losses, None if weights is None else weights.astype(losses.dtype), where
 
     def _of_parts(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
@@ -271,7 +270,7 @@ class DeclaredCall(Call):
         if of_items and "weights" in self.takes.operands:
             arguments["weights"], weights = jnp.asarray(weights), None
         if self._reduced(losses):
-            return run._whole(weights)
+            return self._whole(run.losses(arguments), weights)
         return weighed_losses(run.losses, arguments, self._fill, weights=weights, where=where)
 
 
