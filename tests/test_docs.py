@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+import jaxloss
+
 pytest.importorskip("optax", reason="needs jaxloss[examples]")
 
 ROOT = Path(__file__).parents[1]
@@ -34,16 +36,38 @@ def test_blocks_run(name):
 
 
 def test_readme(capsys):
-    """The programs before the figures print what they say."""
+    """The programs before the figures print what they say; the lines after them run."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     end = text.index("## Measured")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         run_blocks("README.md", {"__name__": "readme"}, end=end)
+        logits, hidden = np.ones((2, 3, 4), np.float32)
+        names = {
+            "jaxloss": jaxloss, "logits": logits, "bits": logits > 2, "weights": logits[:, 0],
+            "mask": logits[:, 0] > 0, "hidden": hidden, "embeddings": hidden,
+            "labels": np.arange(3),
+        }  # fmt: skip
+        run_blocks("README.md", names, end)
+        assert np.isfinite(names["loss"])
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r"^print\(.*\)  # (.*)$", text[:end], re.M)
     assert len(said) == len(printed) == 2
     np.testing.assert_allclose(numbers(printed[0]), numbers(said[0])[:1], rtol=2e-3)
     np.testing.assert_allclose(numbers(printed[1]), numbers(said[1]), rtol=2e-3)
+
+
+def test_keras_page():
+    y_pred = np.ones((2, 8, 256), np.float32)
+    names = {
+        "jnp": jax.numpy, "y_pred": y_pred, "y_true": np.zeros((2, 8), np.int32),
+        "weights": np.ones(2, np.float32), "mask": np.ones((2, 8), bool),
+        "config": {"class_name": "Cubic", "config": {"name": "cubic"}},
+    }  # fmt: skip
+    text = (ROOT / "docs/keras.md").read_text(encoding="utf-8")
+    own = text.index("## Losses of your own")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        run_blocks("docs/keras.md", names, end=own)
+        run_blocks("docs/keras.md", names | {"y_true": y_pred, "mask": None}, own)
 
 
 def numbers(text):
