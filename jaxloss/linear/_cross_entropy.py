@@ -202,8 +202,7 @@ def _formula(
 ):  # fmt: skip
     shape = labels.shape
     labels, weights, live = _operands.flatten(labels, weights, where)
-    if ignore_index is not None:
-        live = labels != ignore_index if live is None else live & (labels != ignore_index)
+    live = _operands.live_tokens(live, labels, ignore_index)
     local_vocab, axis = vocab_size(head, vocab_first), _operands.class_axis(axis_name)
     classes = total_classes(local_vocab, axis)
     heads = (_operands.flatten_tokens(head),)

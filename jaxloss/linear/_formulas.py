@@ -86,6 +86,8 @@ class Pair(NamedTuple):
     temperature: Array
     bias: Array | None
     teacher_bias: Array | None
+    softcap: Array | None
+    teacher_softcap: Array | None
 
 
 def kl(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) -> Array:
@@ -100,4 +102,7 @@ def js(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) ->
 
 def _student_and_teacher(logits: tuple[Array, ...], pair: Pair) -> tuple[Array, Array]:
     student, teacher = logits
-    return shaped(student, pair.bias, None), shaped(teacher, pair.teacher_bias, None)
+    return (
+        shaped(student, pair.bias, pair.softcap),
+        shaped(teacher, pair.teacher_bias, pair.teacher_softcap),
+    )

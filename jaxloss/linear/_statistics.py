@@ -29,6 +29,7 @@ def linear_statistics(
     bias: ArrayLike | None = None,
     vocab_first: bool = False,
     where: ArrayLike | None = None,
+    ignore_index: int | None = None,
     logit_softcap: ArrayLike | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName = None,
@@ -44,8 +45,8 @@ def linear_statistics(
         argmax = the first j with the largest x_j
 
     Args:
-        hidden, weight, labels, bias, vocab_first, where, logit_softcap, axis_name: see
-            `linear_cross_entropy`.
+        hidden, weight, labels, bias, vocab_first, where, ignore_index, logit_softcap, axis_name:
+            see `linear_cross_entropy`.
         chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
 
     Returns:
@@ -73,12 +74,13 @@ def linear_statistics(
     shape = head.hidden.shape[:-1]
     local_vocab, dtype = vocab_size(head, vocab_first), logits_dtype(head)
     classes = total_classes(local_vocab, _operands.class_axis(axis_name))
-    labels = _operands.labels_of(labels, shape, classes)
+    labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _formulas.Settings(
         bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
+    where = _operands.live_tokens(where, labels, ignore_index)
     return _linear_statistics(
         head, labels, settings, where,
         vocab_first=vocab_first, chunk_size=checks.chunk_size(chunk_size), axis_name=axis_name,
@@ -124,6 +126,8 @@ def linear_distillation(
     temperature: ArrayLike = 1.0,
     bias: ArrayLike | None = None,
     teacher_bias: ArrayLike | None = None,
+    logit_softcap: ArrayLike | None = None,
+    teacher_logit_softcap: ArrayLike | None = None,
     vocab_first: bool = False,
     reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
@@ -145,6 +149,8 @@ def linear_distillation(
             classes; its features may be other ones. Where the teacher is frozen, wrap them in
             `jax.lax.stop_gradient`, or do not differentiate by them: that costs no matmul.
         divergence: "kl" or "js".
+        logit_softcap, teacher_logit_softcap: of the student's and the teacher's logits; see
+            `linear_cross_entropy`.
         temperature: T, positive.
         vocab_first, reduction, weights, where, axis_name: see `linear_cross_entropy`.
         chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
@@ -185,6 +191,8 @@ def linear_distillation(
         checks.positive("temperature", temperature, dtype),
         checks.of_classes("bias", bias, "weight", local_vocab, dtype),
         checks.of_classes("teacher_bias", teacher_bias, "weight", local_vocab, dtype),
+        _operands.softcap(logit_softcap, dtype),
+        _operands.softcap(teacher_logit_softcap, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)

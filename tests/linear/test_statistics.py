@@ -174,6 +174,15 @@ def test_masked_tokens_are_zero_whatever_they_hold():
         np.testing.assert_array_equal(column[~where], 0)
 
 
+@pytest.mark.parametrize("where", [None, np.arange(N) % 3 != 1])
+def test_ignored_tokens_are_masked(where):
+    *args, labels = operands(np.float32)
+    ignored = jnp.arange(N) % 4 == 0
+    kept = ~ignored if where is None else ~ignored & where
+    got = sweep(chunked, jnp.where(ignored, -7, labels), where=where, ignore_index=-7)(*args)
+    close(got, sweep(chunked, labels, where=kept)(*args))
+
+
 def test_a_bad_label_is_loud_in_its_own_row():
     *args, labels = operands(np.float32)
     labels = labels.at[2].set(V).at[5].set(-1)
@@ -205,12 +214,11 @@ def tempered(x, temperature):
 def dense_distillation(
     hidden, weight, teacher_hidden, teacher_weight,
     *, divergence="kl", temperature=1.0, bias=None, teacher_bias=None, vocab_first=False,
-    reduction="mean", weights=None, where=None,
+    reduction="mean", weights=None, where=None, logit_softcap=None, teacher_logit_softcap=None,
 ):  # fmt: skip
-    log_p = tempered(logits_of(hidden, weight, bias, vocab_first), temperature)
-    log_t = tempered(
-        logits_of(teacher_hidden, teacher_weight, teacher_bias, vocab_first), temperature
-    )
+    x = logits_of(hidden, weight, bias, vocab_first, logit_softcap)
+    y = logits_of(teacher_hidden, teacher_weight, teacher_bias, vocab_first, teacher_logit_softcap)
+    log_p, log_t = tempered(x, temperature), tempered(y, temperature)
     p, t = jnp.exp(log_p), jnp.exp(log_t)
     if divergence == "kl":
         losses = jnp.sum(t * (log_t - log_p), -1)
@@ -343,7 +351,7 @@ def test_vmap_over_each_operand(name, x64):
 WEIGHTS = np.linspace(0, 2, N)
 DIVERGENCES = pytest.mark.parametrize("divergence", ["kl", pytest.param("js", marks=slow)])
 DISTILLATIONS = {
-    "cold": {"temperature": 0.25},
+    "cold": {"temperature": 0.25, "logit_softcap": 2.0, "teacher_logit_softcap": 3.0},
     "none": {"reduction": "none", "weights": WEIGHTS},
     "all": {
         "weights": WEIGHTS,
