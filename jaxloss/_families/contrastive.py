@@ -189,7 +189,7 @@ def siglip_loss(
     chunk_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    r"""SigLIP: of every pair of image and text, whether the two belong together.
+    r"""SigLIP: whether image and text belong together, of all pairs; the temperature multiplies.
 
     With s_ij the cosine of image i and text j, and z_ij = 1 for i = j, else -1:
 

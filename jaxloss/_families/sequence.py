@@ -50,7 +50,8 @@ def ctc_loss(
     Args:
         logits: unnormalised log-probabilities, floating, (B, T, K): batch, frames, classes with
             the blank. A logit of -inf excludes its class from its frame.
-        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0.
+        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0; of
+            lengths, `jnp.arange(T) >= lengths[:, None]`.
         labels: (B, N), integers in [0, K) other than `blank_id`; anything where padded.
         label_paddings: (B, N), like `logit_paddings`: zeros, followed by ones.
         blank_id: the class of the blank, in [0, K).
@@ -107,7 +108,8 @@ def ctc_loss_with_forward_probs(
     Args:
         logits: unnormalised log-probabilities, floating, (B, T, K): batch, frames, classes with
             the blank. A logit of -inf excludes its class from its frame.
-        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0.
+        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0; of
+            lengths, `jnp.arange(T) >= lengths[:, None]`.
         labels: (B, N), integers in [0, K) other than `blank_id`; anything where padded.
         label_paddings: (B, N), like `logit_paddings`: zeros, followed by ones.
         blank_id: the class of the blank, in [0, K).
