@@ -313,8 +313,11 @@ def _twice_js(p, t):
 @jax.custom_jvp
 def _log_share(a: Array, b: Array) -> Array:
     """`log(a / ((a + b) / 2))`; 0 where both are 0."""
-    none = (a == 0) & (b == 0)
-    return -jnp.log1p((b - a) / jnp.where(none, 1, 2 * a))
+    total = jnp.where(a + b == 0, 1, a + b)
+    u = (a - b) / total
+    close = jnp.abs(u) < 0.5
+    far = jnp.log(jnp.where(a + b == 0, 1, 2 * a / total))
+    return jnp.where(close, jnp.log1p(jnp.where(close, u, 0)), far)
 
 
 @_log_share.defjvp
