@@ -10,7 +10,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, examples
+from jaxloss._core import checks, examples, inputs
 from jaxloss._core.declare import declaration
 from jaxloss._core.reduce import (
     Reduction,
@@ -225,8 +225,8 @@ class Loss:
         if self.ignore_index is None:
             return mask
         labels = checks.integers("targets", call.labels, "ignore_index is for integer targets")
-        kept = labels != self.ignore_index
-        return kept if mask is None else per_example("where", mask, kept.shape) & kept
+        mask = None if mask is None else per_example("where", mask, labels.shape)
+        return inputs.not_ignored(mask, labels, self.ignore_index)
 
 
 def _check_order(fn: Any) -> None:

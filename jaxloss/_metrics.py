@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import checks, inputs
 from jaxloss._core.numerics import nan_unless
 from jaxloss._core.reduce import per_example, per_size
 from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
@@ -104,9 +104,7 @@ def classification_metrics(
     labels = checks.integers("labels", labels, "metrics of classes are of integer labels")
     if where is not None:
         where = per_example("where", checks.boolean("where", where), labels.shape)
-    if ignore_index is not None:
-        kept = labels != ignore_index
-        where = kept if where is None else where & kept
+    where = inputs.not_ignored(where, labels, ignore_index)
     for name, number in (("top_k", top_k), ("bins", bins)):
         if number is not None and operator.index(number) < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")

@@ -151,7 +151,7 @@ def setting(
 ) -> Array:
     """A numeric setting of all entries, of each, or of those of the trailing axes.
 
-    It has the dtype and, unless it is a scalar, the rank of `like`.
+    It has the dtype and, unless it is a scalar, the shape of `like`.
     """
     x = numeric(name, value, like.dtype)
     padded = (1,) * (like.ndim - x.ndim) + x.shape
@@ -162,7 +162,8 @@ def setting(
             f"{name} of shape {x.shape} do not fit {to_name} of shape {like.shape}: give a "
             f"scalar, or a shape that broadcasts along the trailing axes"
         )
-    return _within(name, value, x.reshape(padded) if x.ndim else x, allowed)
+    x = _within(name, value, x, allowed)
+    return jnp.broadcast_to(x, like.shape) if x.ndim else x
 
 
 def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Range | None = None) -> Array:

@@ -165,12 +165,15 @@ class Call:
 
     def losses(self, arguments: Any) -> Array:
         losses = floating_losses(self.fn(*arguments, **self.options))
-        if losses.ndim == 0 and rank(self.first) > max(1, len(self.axes)):
+        if self._reduced(losses):
             raise ValueError(
                 "fn returned a scalar for a batch of predictions: return one loss for each "
                 "example, so that they can be weighted, masked and reduced"
             )
         return losses
+
+    def _reduced(self, losses: Any) -> bool:
+        return losses.ndim == 0 and rank(self.first) > max(1, len(self.axes))
 
     def weighed(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         fill = partial(fill_trees, axes=self.axes)
@@ -202,9 +205,6 @@ class DeclaredCall(Call):
                 f"give it the options by which it returns a loss for each example"
             )
         return losses
-
-    def _reduced(self, losses: Any) -> bool:
-        return losses.ndim == 0 and rank(self.first) > max(1, len(self.axes))
 
     def _whole(self, loss: Array, weights: ArrayLike | None) -> Weighed:
         """The loss of a batch as a whole."""

@@ -128,6 +128,14 @@ def ignore(x, labels, axis, ignore_index):
     return jnp.where(kept, x, 0.5), jnp.where(kept, labels, 0), kept
 
 
+def not_ignored(where, labels, ignore_index):
+    """The mask of examples, without those whose label is ignored."""
+    if ignore_index is None:
+        return where
+    kept = labels != ignore_index
+    return kept if where is None else where & kept
+
+
 def exclude(live, x, fill):
     return x if live is None else jnp.where(live, x, fill)
 

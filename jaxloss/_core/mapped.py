@@ -31,6 +31,13 @@ def explicit(operands: Any) -> bool:
     return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
+def automatic(formula: Callable[..., Any], specs: Any, *operands: Any) -> Any:
+    """`formula(*operands)`, split as the specs say, with all that is in between left to XLA."""
+    if not explicit(operands):
+        return formula(*operands)
+    return auto_axes(formula, out_sharding=specs)(*operands)
+
+
 def left_to_xla(axes: int | None) -> Callable[..., Any]:
     """A formula whose intermediate results XLA may split over devices as it likes.
 
@@ -40,10 +47,8 @@ def left_to_xla(axes: int | None) -> Callable[..., Any]:
     def decorate(formula: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(formula)
         def run(x: Array, *operands: Any, **options: Any) -> Any:
-            if not explicit((x, operands)):
-                return formula(x, *operands, **options)
-            out = PartitionSpec(*jax.typeof(x).sharding.spec[:axes])
-            return auto_axes(partial(formula, **options), out_sharding=out)(x, *operands)
+            spec = PartitionSpec(*jax.typeof(x).sharding.spec[:axes])
+            return automatic(partial(formula, **options), spec, x, *operands)
 
         return run
 

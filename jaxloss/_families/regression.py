@@ -416,7 +416,7 @@ def _pinball_rule(primals, tangents):
     # d loss = slope * (dp - dt) + (t - p) * dq, with a slope of 1 - q, 1/2 - q or -q: above the
     # target, on it and below.
     (p, t, q), (dp, dt, dq) = primals, tangents
-    out, slope = _pinball(p, t, q), 0.5 + 0.5 * jnp.sign(p - t) - q
+    out, slope = _pinball(p, t, q), heaviside(p - t) - q
     return out, tangent_sum(
         out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt), (dq, lambda: (t - p) * dq)
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
@@ -202,7 +202,7 @@ def _formula(
 ):  # fmt: skip
     shape = labels.shape
     labels, weights, live = _operands.flatten(labels, weights, where)
-    live = _operands.live_tokens(live, labels, ignore_index)
+    live = inputs.not_ignored(live, labels, ignore_index)
     local_vocab, axis = vocab_size(head, vocab_first), _operands.class_axis(axis_name)
     classes = total_classes(local_vocab, axis)
     heads = (_operands.flatten_tokens(head),)

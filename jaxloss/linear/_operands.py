@@ -73,19 +73,11 @@ def of_tokens(
     return per_example(name, x, shape)
 
 
-def live_tokens(where: Array | None, labels: Array, ignore_index: int | None) -> Array | None:
-    """The mask of tokens, without those whose label is ignored."""
-    if ignore_index is None:
-        return where
-    kept = labels != ignore_index
-    return kept if where is None else where & kept
-
-
 def mean_of_tokens(
     total: Array, where: Array | None, tokens: Array, ignore_index: int | None = None
 ) -> Mean:
     """The total over the tokens that are not masked, with their number."""
-    where = live_tokens(where, tokens, ignore_index)
+    where = inputs.not_ignored(where, tokens, ignore_index)
     return Mean(total, count(jax.ShapeDtypeStruct(tokens.shape, total.dtype), where))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction
 from jaxloss._core.rules import jit_when_eager
@@ -80,7 +80,7 @@ def linear_statistics(
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
-    where = _operands.live_tokens(where, labels, ignore_index)
+    where = inputs.not_ignored(where, labels, ignore_index)
     return _linear_statistics(
         head, labels, settings, where,
         vocab_first=vocab_first, chunk_size=checks.chunk_size(chunk_size), axis_name=axis_name,
