@@ -212,6 +212,8 @@ def _one_class_case(
         predictions="probability" if of_probabilities else "logits",
         targets="probability",
         points=points,
+        # A second derivative by two logits has four sigmoids of one ulp each, of both pixels.
+        ulps=4 if of_probabilities else 8,
         optax=optax_fn,
         model=model,
     )
