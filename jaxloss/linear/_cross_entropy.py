@@ -2,9 +2,10 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
@@ -12,6 +13,7 @@ from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import ClassAxis, total_classes
+from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._operands import AxisName
@@ -24,6 +26,41 @@ from jaxloss.linear._vocab import VocabSweep
 Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
 
+class _Settings(TypedDict, total=False):
+    """The keyword arguments of `linear_cross_entropy` but for the reduction."""
+
+    bias: ArrayLike | None
+    vocab_first: bool
+    weights: ArrayLike | None
+    where: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: ArrayLike
+    z_loss: ArrayLike
+    logit_softcap: ArrayLike | None
+    class_weights: ArrayLike | None
+    chunk_size: int | None
+    implementation: Implementation | None
+    axis_name: AxisName
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Literal["parts"],
+    **settings: Unpack[_Settings],
+) -> Mean: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Reduction = "mean",
+    **settings: Unpack[_Settings],
+) -> Array: ...
 @takes(unreduced={"reduction": "none"}, hidden="row", weight="shared", labels="labels")
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -43,7 +80,7 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
     axis_name: AxisName = None,
-) -> Any:
+) -> Array | Mean:
     r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
 
     With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,

@@ -16,8 +16,8 @@ from jaxloss.linear._head import Head
 
 AxisName = str | tuple[str, ...] | None
 
-# The logits of one chunk in float32, in bytes.
-_CHUNK_BYTES = 64 * 2**20
+# What a chunk's logits and their gradients may take, in bytes.
+_CHUNK_BYTES = 128 * 2**20
 # With fewer tokens (or fewer than the layer has features) the matmuls of a chunk would wait for the
 # weight and its gradient, which every chunk reads and writes: 8 bytes for 2 * tokens flops, where a
 # TPU v5e does 240 flops a byte and an H100 295.
@@ -125,11 +125,18 @@ def without(
     return heads, jnp.where(dead, 0, labels)
 
 
-def chunk_of_tokens(size: int | None, n: int, features: int, local_vocab: int) -> int:
-    """How many of `n` tokens to take at once. The default avoids padding where that is free."""
+def chunk_of_tokens(
+    size: int | None, n: int, features: int, local_vocab: int, arrays: int = 2
+) -> int:
+    """How many of `n` tokens to take at once. The default avoids padding where that is free.
+
+    `arrays` of the size of a chunk's logits, in float32, exist at the same time.
+    """
     if size is not None:
         return min(size, max(n, 1))
-    most = min(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1))
+    most = min(
+        max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1)
+    )
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1
@@ -139,7 +146,7 @@ def block_of_classes(size: int | None, n: int, features: int, local_vocab: int) 
     """How many classes of this device to take at once, with `n` tokens."""
     if size is not None:
         return min(size, local_vocab)
-    most = _CHUNK_BYTES // 2 // (4 * max(n, 1))
+    most = _CHUNK_BYTES // 4 // (4 * max(n, 1))
     return min(max(most, min(_MIN_TOKENS, features), 1), local_vocab)
 
 

@@ -1,10 +1,11 @@
 """Statistics of each token's logits, and distillation, for a linear layer."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
@@ -12,6 +13,7 @@ from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total_classes
+from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._formulas import LinearStatistics
 from jaxloss.linear._head import logits_dtype, vocab_size
@@ -47,7 +49,9 @@ def linear_statistics(
     Args:
         hidden, weight, labels, bias, vocab_first, where, ignore_index, logit_softcap, axis_name:
             see `linear_cross_entropy`.
-        chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
+        chunk_size: how many tokens to take at once. By default as many as make logits of 25 MiB,
+            but not fewer than min(D, 1024): gradients need five arrays of a chunk's logits, where
+            `linear_cross_entropy` needs two.
 
     Returns:
         A named tuple of four arrays of the shape of `labels`: the first three in nats, in float32
@@ -100,7 +104,7 @@ def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_siz
     dead = None if where is None else ~where
     classes = total_classes(local_vocab, axis)
     heads, labels = _operands.without(dead, (_operands.flatten_tokens(head),), labels, classes)
-    size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, local_vocab)
+    size = _operands.chunk_of_tokens(chunk_size, *heads[0].hidden.shape, local_vocab, arrays=5)
     sweep = TokenSweep(_formulas.statistics, axis, size, vocab_first)
     columns = per_token(sweep, heads, labels, settings)
     if dead is not None:
@@ -109,6 +113,42 @@ def _statistics_formula(head, labels, settings, where, *, vocab_first, chunk_siz
     return jax.tree.map(lambda column: column.reshape(shape), columns)
 
 
+class _Settings(TypedDict, total=False):
+    """The keyword arguments of `linear_distillation` but for the reduction."""
+
+    divergence: Literal["kl", "js"]
+    temperature: ArrayLike
+    bias: ArrayLike | None
+    teacher_bias: ArrayLike | None
+    logit_softcap: ArrayLike | None
+    teacher_logit_softcap: ArrayLike | None
+    vocab_first: bool
+    weights: ArrayLike | None
+    where: ArrayLike | None
+    chunk_size: int | None
+    axis_name: AxisName
+
+
+@overload
+def linear_distillation(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_weight: ArrayLike,
+    *,
+    reduction: Literal["parts"],
+    **settings: Unpack[_Settings],
+) -> Mean: ...
+@overload
+def linear_distillation(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_weight: ArrayLike,
+    *,
+    reduction: Reduction = "mean",
+    **settings: Unpack[_Settings],
+) -> Array: ...
 @takes(
     unreduced={"reduction": "none"},
     hidden="row",
@@ -134,7 +174,7 @@ def linear_distillation(
     where: ArrayLike | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName = None,
-) -> Any:
+) -> Array | Mean:
     r"""Divergence of a student's next-token distribution from a teacher's, without their logits.
 
     With x and y the logits `hidden @ weight + bias` of student and teacher, T the temperature,
