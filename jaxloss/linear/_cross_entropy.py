@@ -144,8 +144,9 @@ def linear_cross_entropy(
             its range; with `axis_name`, a weight that is not split over it; "pallas_tpu" without a
             TPU.
 
-    Reverse mode by a reduced loss only scales gradients that were formed together with the value;
-    by reduction "none" it computes the logits of each chunk once more.
+    Reverse mode by a reduced loss only scales gradients that were formed together with the value,
+    in float32 where operands are float16, so that a loss scale comes in time; by reduction "none"
+    it computes the logits of each chunk once more.
 
     References:
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024,
