@@ -62,7 +62,7 @@ class Loss:
     - `where`: booleans, likewise. A masked example adds nothing and does not count. Of a `fn`
       whose examples have parts, the items of a list or the pixels of an image, also a mask of
       these: an example without any is masked.
-    - `class_where`: passed on to `fn` as `where`, a mask of classes.
+    - `class_where`: passed on to `fn` as its mask of classes.
     - `segments`: for the reductions of sequences, where several are packed into a row: integers
       of the shape of the losses. Tokens of one row with the same number are a sequence; by
       default all tokens of a row are. A sequence has to be in one row.
@@ -218,7 +218,8 @@ class Loss:
             return options
         if takes is not None and not takes.has("row", "pixels"):
             raise TypeError(f"{self.fn.__name__} has no mask of classes: give its mask as where")
-        return options | {"where": class_where}
+        name = "class_where" if "class_where" in examples.parameters(self.fn) else "where"
+        return options | {name: class_where}
 
     def _mask(self, where: ArrayLike | None, call: examples.Call) -> Array | None:
         mask = None if where is None else checks.boolean("where", where)

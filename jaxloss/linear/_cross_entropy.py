@@ -33,6 +33,7 @@ class _Settings(TypedDict, total=False):
     vocab_first: bool
     weights: ArrayLike | None
     where: ArrayLike | None
+    class_where: ArrayLike | None
     ignore_index: int | None
     label_smoothing: ArrayLike
     z_loss: ArrayLike
@@ -72,6 +73,7 @@ def linear_cross_entropy(
     reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -83,8 +85,8 @@ def linear_cross_entropy(
 ) -> Array | Mean:
     r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
 
-    With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,
-    s `label_smoothing` and w `class_weights`:
+    With x the logits of one token, k its label, V the number of classes that are not excluded, c
+    `logit_softcap`, s `label_smoothing` and w `class_weights`:
 
         x <- c * tanh(x / c)
         loss = (1 - s) * w_k * nll_k + s / V * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
@@ -106,6 +108,8 @@ def linear_cross_entropy(
         weights: of the tokens, of the shape of `labels` or of its leading axes. A token of weight
             zero adds nothing, even if it holds NaN, but counts in "mean".
         where: booleans, likewise; a masked token adds nothing and does not count.
+        class_where: booleans, [V]; a class that is False is excluded, as one that pads the
+            vocabulary. What it has of the weight must be finite, and gets a gradient of 0.
         ignore_index: tokens with this label are masked.
         label_smoothing: s in [0, 1].
         z_loss: weight of the squared log-normaliser.
@@ -130,8 +134,8 @@ def linear_cross_entropy(
               token. Not for reduction "none", and without chunk_size; operands split over devices
               belong in `shard_map`. Derivatives beyond the first are those of "tokens".
             - "dense": all logits at once, plainly.
-        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
-            and `class_weights` is split; labels are those of the whole vocabulary.
+        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`,
+            `class_where` and `class_weights` is split; labels are those of the whole vocabulary.
 
     Returns:
         The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
@@ -170,7 +174,7 @@ def linear_cross_entropy(
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     class_weights = checks.of_classes("class_weights", class_weights, "weight", local_vocab, dtype)
     settings = _formulas.Settings(
-        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
+        bias=_operands.bias_of(bias, class_where, local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
         class_weights=class_weights,
         smoothing=checks.optional(

@@ -91,6 +91,19 @@ def flatten(*each_token: Array | None) -> list[Any]:
     return [None if x is None else x.reshape(-1) for x in each_token]
 
 
+def bias_of(
+    bias: ArrayLike | None,
+    class_where: ArrayLike | None,
+    local_vocab: int,
+    dtype: DTypeLike,
+    name: str = "bias",
+) -> Array | None:
+    """The bias, which is -inf for a class that is excluded."""
+    b = checks.of_classes(name, bias, "weight", local_vocab, dtype)
+    live = checks.of_classes("class_where", class_where, "weight", local_vocab, jnp.bool_)
+    return b if live is None else jnp.where(live, 0 if b is None else b, -jnp.inf).astype(dtype)
+
+
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
     return None if cap is None else checks.positive("logit_softcap", cap, dtype)
 

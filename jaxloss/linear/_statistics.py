@@ -31,6 +31,7 @@ def linear_statistics(
     bias: ArrayLike | None = None,
     vocab_first: bool = False,
     where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     ignore_index: int | None = None,
     logit_softcap: ArrayLike | None = None,
     chunk_size: int | None = None,
@@ -47,8 +48,8 @@ def linear_statistics(
         argmax = the first j with the largest x_j
 
     Args:
-        hidden, weight, labels, bias, vocab_first, where, ignore_index, logit_softcap, axis_name:
-            see `linear_cross_entropy`.
+        hidden, weight, labels, bias, vocab_first, where, class_where, ignore_index, logit_softcap,
+            axis_name: see `linear_cross_entropy`.
         chunk_size: how many tokens to take at once. By default as many as make logits of 25 MiB,
             but not fewer than min(D, 1024): gradients need five arrays of a chunk's logits, where
             `linear_cross_entropy` needs two.
@@ -80,7 +81,7 @@ def linear_statistics(
     classes = total_classes(local_vocab, _operands.class_axis(axis_name))
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     settings = _formulas.Settings(
-        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
+        bias=_operands.bias_of(bias, class_where, local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
     )
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
@@ -125,6 +126,7 @@ class _Settings(TypedDict, total=False):
     vocab_first: bool
     weights: ArrayLike | None
     where: ArrayLike | None
+    class_where: ArrayLike | None
     chunk_size: int | None
     axis_name: AxisName
 
@@ -172,6 +174,7 @@ def linear_distillation(
     reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Array | Mean:
@@ -193,6 +196,7 @@ def linear_distillation(
             `linear_cross_entropy`.
         temperature: T, positive.
         vocab_first, reduction, weights, where, axis_name: see `linear_cross_entropy`.
+        class_where: booleans, [V]; classes that neither of the two has.
         chunk_size: how many tokens to take at once; see `linear_cross_entropy`.
 
     Returns:
@@ -229,8 +233,8 @@ def linear_distillation(
         )
     pair = _formulas.Pair(
         checks.positive("temperature", temperature, dtype),
-        checks.of_classes("bias", bias, "weight", local_vocab, dtype),
-        checks.of_classes("teacher_bias", teacher_bias, "weight", local_vocab, dtype),
+        _operands.bias_of(bias, class_where, local_vocab, dtype),
+        _operands.bias_of(teacher_bias, class_where, local_vocab, dtype, "teacher_bias"),
         _operands.softcap(logit_softcap, dtype),
         _operands.softcap(teacher_logit_softcap, dtype),
     )

@@ -69,7 +69,7 @@ class VocabPasses(NamedTuple):
 
         def write(start: Any, width: int, out: Gradients) -> Gradients:
             block, x, pull = self._block(start, width)
-            g, g_class = block_gradient(x, block, slopes, v.total_classes)
+            g, g_class = block_gradient(x, block, slopes)
             g_x, g_bias, g_softcap = pull(g)
             g_hidden, g_weight = head_gradients(
                 block.head, g_x, v.vocab_first, need.hidden[0], need.weight[0]
