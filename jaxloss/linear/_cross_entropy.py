@@ -256,7 +256,7 @@ def _formula(
         losses = _formulas.cross_entropy(logits, labels, settings, axis)
         losses = reduce_losses(losses, reduction, weights=weights, where=live)
     else:
-        size = len(labels) // groups, heads[0].hidden.shape[1], local_vocab
+        size = labels.shape[0] // groups, heads[0].hidden.shape[1], local_vocab
         sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
         losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses

@@ -145,11 +145,12 @@ def chunk_of_tokens(
 
     `arrays` of the size of a chunk's logits, in float32, exist at the same time.
     """
+    if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
+        return size or _MIN_TOKENS
     if size is not None:
         return min(size, max(n, 1))
-    most = min(
-        max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1)
-    )
+    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1)
+    most = min(most, max(n, 1))
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1
@@ -159,11 +160,14 @@ def block_of_classes(size: int | None, n: int, features: int, local_vocab: int) 
     """How many classes of this device to take at once, with `n` tokens."""
     if size is not None:
         return min(size, local_vocab)
-    most = _CHUNK_BYTES // 4 // (4 * max(n, 1))
+    # Exported, the number of tokens is a symbol.
+    most = _CHUNK_BYTES // 4 // (4 * max(n, 1)) if isinstance(n, int) else 1
     return min(max(most, min(_MIN_TOKENS, features), 1), local_vocab)
 
 
 def has_short_chunks(n: int, features: int, local_vocab: int) -> bool:
     """Whether there are several chunks, each with as few tokens as the matmuls allow."""
+    if not isinstance(n, int):
+        return False
     chunk = chunk_of_tokens(None, n, features, local_vocab)
     return chunk < n and chunk <= _MIN_TOKENS

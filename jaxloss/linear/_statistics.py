@@ -265,12 +265,12 @@ def _distillation_formula(
     shape = heads[0].hidden.shape[:-1]
     weights, where = _operands.flatten(weights, where)
     heads = tuple(map(_operands.flatten_tokens, heads))
-    labels = jnp.zeros(len(heads[0].hidden), jnp.int32)  # There are none.
+    labels = jnp.zeros(heads[0].hidden.shape[0], jnp.int32)  # There are none.
     dead = _operands.dead(where, weights, heads, labels, 1)
     heads, labels = _operands.without(dead, heads, labels, 1)
     features = min(head.hidden.shape[1] for head in heads)
     local_vocab, axis = vocab_size(heads[0], vocab_first), _operands.class_axis(axis_name)
-    size = _operands.chunk_of_tokens(chunk_size, len(labels) // groups, features, local_vocab)
+    size = _operands.chunk_of_tokens(chunk_size, labels.shape[0] // groups, features, local_vocab)
     formula = _formulas.kl if divergence == "kl" else _formulas.js
     sweep = TokenSweep(formula, axis, size, vocab_first)
     losses = reduced(sweep, heads, labels, pair, reduction, weights, where, groups)
