@@ -30,7 +30,8 @@ def checked(p: Array, from_logits: bool, axis: int | None = None) -> Array:
         from_logits: what they are said to be.
         axis: the class axis; None for binary predictions.
     """
-    if not p.size or not (p.ndim or axis is None):
+    symbolic = any(not isinstance(n, int) for n in p.shape)  # Exported, a size may be a symbol.
+    if symbolic or not p.size or not (p.ndim or axis is None):
         return p
     rows = p.reshape(-1) if axis is None else jnp.moveaxis(p, axis, -1).reshape(-1, p.shape[axis])
     if from_logits:
