@@ -14,6 +14,7 @@ OF_LOGITS = [
     cls
     for name in jaxloss.keras.__all__
     if isinstance(cls := getattr(jaxloss.keras, name), type)
+    and issubclass(cls, jaxloss.keras.Loss)
     and "from_logits" in inspect.signature(cls).parameters
 ]
 
