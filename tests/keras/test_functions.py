@@ -99,6 +99,7 @@ def test_integer_predictions_do_not_truncate_the_targets():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("loss", MEANS + ROWS, ids=lambda f: f.__name__)
+@pytest.mark.few(4)
 def test_half_precision_is_computed_in_float32(loss, dtype):
     p = jnp.array([[1.0, 0, 0.125], [0.5, 0.25, 0.25]], dtype)
     t = jnp.array([[1.0, 0, 0], [0, 0, 1]], dtype)

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
+from tests.programs import as_users
 
 SWEEPS = ["tokens", "vocab"]
 N, D, V = 13, 5, 23
@@ -94,6 +95,7 @@ def test_all_pairs_of_options(sweep, names):
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("sweep", [*SWEEPS, "dense"])
+@pytest.mark.few(4)
 def test_reductions_in_float32(sweep, reduction):
     if (sweep, reduction) == ("vocab", "none"):
         pytest.skip("raises, as test_errors shows")
@@ -313,6 +315,7 @@ def gradient(f):
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
 @pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
+@pytest.mark.few(8)
 def test_derivatives_of_all_kinds(sweep, mode):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)
@@ -354,7 +357,7 @@ def test_without_jit():
 
 
 def matmuls(fn, *args):
-    return jax.jit(fn).lower(*args).compile().as_text().count(" dot(")
+    return as_users(fn).lower(*args).compile().as_text().count(" dot(")
 
 
 def test_number_of_matmuls():
@@ -380,7 +383,7 @@ def test_number_of_matmuls():
 
 def temporary(fn, *shapes):
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.jit(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
+    return as_users(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_memory_is_what_the_docstring_says():
