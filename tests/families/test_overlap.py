@@ -71,6 +71,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.few(4)
 def test_agrees_with_optax(options):
     agree(partial(dice, **options), partial(optax.losses.dice_loss, **options), X, SOFT)
 
@@ -99,6 +100,7 @@ def test_agrees_with_optax_on_one_class(shape):
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_binary_agrees_with_optax(x_shape, t_shape):
     x, t = X.ravel()[: np.prod(x_shape)], SOFT.ravel()[: np.prod(t_shape)]
     x, t = x.reshape(x_shape), t.reshape(t_shape)
@@ -252,6 +254,7 @@ def test_a_big_image():
     ids=["dice", "generalized", "probabilities"],
 )
 @pytest.mark.parametrize("classes", [3, 1])
+@pytest.mark.few(3)
 def test_masked_pixels_change_nothing(fn, classes):
     shape = (2, 4, classes)
     x, t = rng().uniform(0.1, 0.9, size=(2, *shape)).astype(np.float32)

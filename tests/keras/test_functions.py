@@ -225,6 +225,7 @@ def test_rows_that_are_no_probabilities():
 @pytest.mark.parametrize("axis", [-1, 1])
 @pytest.mark.parametrize("ignore_class", [None, 2])
 @pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.few(2)
 def test_smoothed_integer_labels(from_logits, ignore_class, axis):
     """Keras 3.16: those of the smoothed one-hot, which is not made."""
     rng = np.random.default_rng(0)
@@ -338,6 +339,7 @@ def test_one_class():
 
 
 @pytest.mark.parametrize("loss", MEANS + ROWS, ids=lambda f: f.__name__)
+@pytest.mark.few(4)
 def test_jit_and_vmap(loss):
     t, p = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5)).astype("f")
     want = loss(t, p)

@@ -80,6 +80,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(7)
 def test_all_pairs_of_options(sweep, names):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64)
@@ -136,6 +137,7 @@ SOME_SIZES = [1, 2, 3, 7, 100, 127, 128, 129, 255, 300, 128256]
 @pytest.mark.parametrize(
     "v", [pytest.param(v, marks=[] if v in SOME_SIZES else [pytest.mark.slow]) for v in SIZES]
 )
+@pytest.mark.few(5)
 def test_zero_weights_give_the_logarithm_of_the_vocabulary(v):
     hidden, weight, labels = np.ones((2, 1), np.float32), np.zeros((1, v), np.float32), [0, v - 1]
     for sweep, chunk in (("tokens", 1), ("vocab", 100)):
@@ -187,6 +189,7 @@ def test_masked_tokens_change_nothing(sweep):
 
 @pytest.mark.parametrize("label", [-1, V, 2**30])
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(3)
 def test_a_bad_label_is_loud(sweep, label):
     hidden, weight, labels = operands()
     labels[3] = label
@@ -315,7 +318,7 @@ def gradient(f):
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
 @pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_derivatives_of_all_kinds(sweep, mode):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)

@@ -125,6 +125,7 @@ def of_operands(reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_automatic(split, reduction):
     _, args = placed(AxisType.Auto, split)
     expected, gradients = reference({})
@@ -135,6 +136,7 @@ def test_automatic(split, reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_explicit(split, reduction):
     m, args = placed(AxisType.Explicit, split)
     expected, gradients = reference({})

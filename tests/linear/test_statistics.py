@@ -318,6 +318,7 @@ def agree(mode, name):
 
 @NAMES
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.few(3)
 def test_derivatives(name, mode, x64):
     agree(MODES[mode], name)
 
@@ -373,6 +374,7 @@ ROWS = [pytest.param(n, marks=[slow] * (i > 2), id=n) for i, n in enumerate(DIST
 
 @pytest.mark.parametrize("divergence", ["kl", "js"])
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.few(3)
 def test_distillation(name, divergence, x64):
     settings = {"divergence": divergence, **DISTILLATIONS[name]}
     heads = two_heads(vocab_first="vocab_first" in settings)
