@@ -42,7 +42,7 @@ BLUE, RED = "#1f6fb4", "#c8372d"
 
 
 def fused(
-    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int
+    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int | None
 ) -> tuple[Terms, Terms]:
     """Terms of the loss, and metrics, from statistics of logits that never exist at once."""
     sweep = jaxloss.linear_statistics(
@@ -56,7 +56,7 @@ def fused(
 
 
 def plain(
-    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int
+    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int | None
 ) -> tuple[Terms, Terms]:
     logits = hidden @ embedding.T
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -149,7 +149,7 @@ class Training(NamedTuple):
     optimizer: optax.GradientTransformation
     loss: Callable[..., tuple[Terms, Terms]]
     microbatches: int
-    chunk: int  # of tokens
+    chunk: int | None  # of tokens
 
     def objective(self, params: Any, batch: Array) -> tuple[Terms, Terms]:
         model = nnx.merge(self.graph, params)
@@ -229,7 +229,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=6, help="how much text to read")
     parser.add_argument("--batch", type=int, default=16, help="sequences in a batch")
     parser.add_argument("--microbatches", type=int, default=2, help="parts of a batch")
-    parser.add_argument("--chunk", type=int, default=128, help="tokens with logits at once")
+    parser.add_argument("--chunk", type=int, help="tokens with logits at once, None for jaxloss's")
     parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
     parser.add_argument("--features", type=int, default=128, help="of a token")
     parser.add_argument("--layers", type=int, default=2, help="transformer blocks")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -13,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, examples, inputs
 from jaxloss._core.declare import declaration
 from jaxloss._core.reduce import (
+    ClassReduction,
     Reduction,
     SequenceReduction,
     check_reduction,
@@ -21,6 +23,7 @@ from jaxloss._core.reduce import (
     segments_of,
     total_and_size,
 )
+from jaxloss._core.split import of_label
 from jaxloss._mean import Mean
 
 Options = tuple[tuple[str, Any], ...]
@@ -45,7 +48,9 @@ class Loss:
         fn: `fn(predictions, targets, **options)`, a function of this library or your own,
             returning one loss for each example.
         reduction: "none", "sum", "mean" (over the examples that are not masked) or
-            "weighted_mean" (over the sum of their weights). Of losses of tokens, [..., T]:
+            "weighted_mean" (over the sum of their weights). With `class_weights`,
+            "class_weighted_mean": over the sum of the weights of the labels, as torch's mean; a
+            "mean" is over their number. Of losses of tokens, [..., T]:
             "sequence_mean" (the mean over sequences of each one's mean over its tokens) or
             "sequence_sum" (the mean over sequences of each one's sum). A sequence without a token
             that counts does not count.
@@ -62,7 +67,7 @@ class Loss:
     - `where`: booleans, likewise. A masked example adds nothing and does not count. Of a `fn`
       whose examples have parts, the items of a list or the pixels of an image, also a mask of
       these: an example without any is masked.
-    - `class_where`: passed on to `fn` as `where`, a mask of classes.
+    - `class_where`: passed on to `fn` as its mask of classes.
     - `segments`: for the reductions of sequences, where several are packed into a row: integers
       of the shape of the losses. Tokens of one row with the same number are a sequence; by
       default all tokens of a row are. A sequence has to be in one row.
@@ -91,7 +96,7 @@ class Loss:
     """
 
     fn: Callable[..., Array]
-    reduction: Reduction | SequenceReduction
+    reduction: Reduction | SequenceReduction | ClassReduction
     axis_name: str | tuple[str, ...] | None
     ignore_index: int | None
     static_options: Options
@@ -100,7 +105,7 @@ class Loss:
     def __init__(
         self,
         fn: Callable[..., Array],
-        reduction: Reduction | SequenceReduction = "mean",
+        reduction: Reduction | SequenceReduction | ClassReduction = "mean",
         *,
         axis_name: str | tuple[str, ...] | None = None,
         ignore_index: int | None = None,
@@ -111,7 +116,7 @@ class Loss:
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
         _check_order(fn)
-        check_reduction(reduction, sequences=True)
+        check_reduction(reduction, sequences=True, classes=True)
         given = {**dict(static_options), **options}
         examples.check_options(fn, {**dict(numeric_options), **given})
         numeric = {k: v for k, v in given.items() if _is_leaf(k, v)}
@@ -206,8 +211,11 @@ class Loss:
             named, segments = named | {"segments": segments}, None
         call = examples.call(self.fn, operands, named, self._call_options(class_where))
         losses, weights, where = call.weighed(weights, self._mask(where, call))
-        segments = segments_of(segments, losses.shape)
-        return losses, {"weights": weights, "where": where, "segments": segments}
+        segments, of_labels = segments_of(segments, losses.shape), None
+        if self.reduction == "class_weighted_mean":
+            of_labels = _of_labels(call, losses)
+        of_losses = {"weights": weights, "where": where, "segments": segments}
+        return losses, of_losses | {"of_labels": of_labels}
 
     def _call_options(self, class_where: ArrayLike | None) -> dict[str, Any]:
         options, takes = self.options, declaration(self.fn)
@@ -218,7 +226,8 @@ class Loss:
             return options
         if takes is not None and not takes.has("row", "pixels"):
             raise TypeError(f"{self.fn.__name__} has no mask of classes: give its mask as where")
-        return options | {"where": class_where}
+        name = "class_where" if "class_where" in examples.parameters(self.fn) else "where"
+        return options | {name: class_where}
 
     def _mask(self, where: ArrayLike | None, call: examples.Call) -> Array | None:
         mask = None if where is None else checks.boolean("where", where)
@@ -227,6 +236,20 @@ class Loss:
         labels = checks.integers("targets", call.labels, "ignore_index is for integer targets")
         mask = None if mask is None else per_example("where", mask, labels.shape)
         return inputs.not_ignored(mask, labels, self.ignore_index)
+
+
+def _of_labels(call: examples.Call, losses: Array) -> Array:
+    """The weights of the labels' classes, of the shape of the losses."""
+    weights = call.options.get("class_weights")
+    if weights is None:
+        raise ValueError(
+            "reduction='class_weighted_mean' divides by the sum of the weights of the labels: give "
+            "class_weights, or take 'mean'"
+        )
+    labels = checks.integers("targets", call.labels, "'class_weighted_mean' is for class numbers")
+    each = jnp.asarray(weights, losses.dtype).reshape((1,) * labels.ndim + (-1,))
+    each = of_label(each, labels[..., None], labels.ndim)[..., 0]
+    return jnp.broadcast_to(each, losses.shape)
 
 
 def _check_order(fn: Any) -> None:

@@ -305,6 +305,14 @@ def test_over_an_axis_of_vmap():
     assert max(distance(got, plainly(three_terms, PARAMS, *arrays))) < 1e-12
 
 
+def test_over_the_devices_of_pmap():
+    arrays = batch(2, 8)
+    step = value_and_grad(three_terms, weights=WEIGHTS, microbatches=2, axis_name="d")
+    folded = [x.reshape(8, -1, *x.shape[1:]) for x in arrays]
+    got = jax.pmap(step, "d", in_axes=(None, 0, 0), out_axes=None)(PARAMS, *folded)
+    assert max(distance(got, plainly(three_terms, PARAMS, *arrays))) < 1e-12
+
+
 def test_parameters_that_differ_over_the_devices():
     """Sharded parameters: the gradient by each part stays with its device."""
     arrays = batch(2, 8)
@@ -465,6 +473,29 @@ def test_the_first_pass_has_no_model(wrap, microbatches):
     assert first_pass(wrap(model_decides)) == 2
     got = value_and_grad(wrap(model_decides), microbatches=microbatches)(PARAMS, *arrays)
     assert max(distance(got, plainly(model_decides, PARAMS, *arrays))) < 1e-12
+
+
+def linear_parts(weight, hidden, labels):
+    loss = partial(jaxloss.linear_cross_entropy, reduction="parts", ignore_index=-1)
+    return {"": loss(hidden, weight, labels, chunk_size=8)}
+
+
+def linear_terms(weight, hidden, labels):
+    out = jaxloss.linear_statistics(hidden, weight, labels, ignore_index=-1, chunk_size=8)
+    return {
+        "cross_entropy": Mean.of(-out.log_prob, where=labels >= 0),
+        "z_loss": Mean.of(out.logsumexp**2, where=labels >= 0),
+    }
+
+
+@pytest.mark.parametrize("terms_of", [linear_parts, linear_terms])
+def test_the_first_pass_has_no_sweep_of_a_linear_loss(terms_of):
+    hidden, labels = batch(2, 1)
+    weight = RNG.normal(size=(FEATURES, CLASSES))
+    parts = _value_and_grad._Parts(lambda p, b: (terms_of(p, *b), None), {}, None)
+    cut = _value_and_grad._cut((hidden, labels), 2)
+    assert matmuls(hlo(parts.sizes_of_all, weight, cut).as_text()) == 0
+    assert matmuls(hlo(terms_of, weight, hidden, labels).as_text()) == 1
 
 
 def test_the_first_pass_through_a_scan_over_layers():

@@ -185,10 +185,10 @@ def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
 def of_classes(
     name: str, x: ArrayLike | None, to_name: str, size: int, dtype: DTypeLike
 ) -> Array | None:
-    """A numeric setting of each class."""
+    """A setting of each class, numeric or boolean."""
     if x is None:
         return None
-    x = numeric(name, x, dtype)
+    x = boolean(name, x) if dtype == jnp.bool_ else numeric(name, x, dtype)
     if x.shape != (size,):
         raise ValueError(
             f"{name} of shape {x.shape} do not match {to_name} with {size} classes: expected "

@@ -13,10 +13,14 @@ from jaxloss._core.numerics import times
 
 Reduction = Literal["none", "sum", "mean", "weighted_mean"]
 SequenceReduction = Literal["sequence_mean", "sequence_sum"]
+ClassReduction = Literal["class_weighted_mean"]
 
 
-def check_reduction(reduction: str, *, sequences: bool = False) -> None:
-    known = get_args(Reduction) + (get_args(SequenceReduction) if sequences else ())
+def check_reduction(reduction: str, *, sequences: bool = False, classes: bool = False) -> None:
+    known = get_args(Reduction)
+    known += (get_args(SequenceReduction) if sequences else ()) + (
+        get_args(ClassReduction) if classes else ()
+    )
     if reduction not in known:
         names = ", ".join(repr(name) for name in known)
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
@@ -44,11 +48,12 @@ def segments_of(segments: ArrayLike | None, shape: tuple[int, ...]) -> Array | N
 
 def reduce_losses(
     losses: Array,
-    reduction: Reduction | SequenceReduction,
+    reduction: Reduction | SequenceReduction | ClassReduction,
     *,
     weights: Array | None = None,
     where: Array | None = None,
     segments: Array | None = None,
+    of_labels: Array | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Array:
     """Weigh, mask and reduce per-example losses.
@@ -57,11 +62,14 @@ def reduce_losses(
         losses: any shape, floating.
         reduction: "none", "sum", "mean" (the sum over the number of examples in `where`) or
             "weighted_mean" (the sum over the sum of their weights); "sequence_mean" and
-            "sequence_sum" are the mean over sequences of the mean, or sum, over their tokens.
+            "sequence_sum" are the mean over sequences of the mean, or sum, over their tokens;
+            "class_weighted_mean" is the sum over the sum of `of_labels`, weighted.
         weights, where: floats and booleans of the shape of `losses`. An example that is
             masked, or has weight zero, adds nothing, whatever its loss.
         segments: integers of the shape of `losses`, for the last two. Tokens of one row, along the
             last axis, with the same number are a sequence; by default all tokens of a row are.
+        of_labels: the weights of the classes that are the labels, by which the losses are already
+            multiplied.
         axis_name: mapped axes over which the count, or the sum of weights, is taken. The
             result is then this device's share: their sum over the axes is the whole mean.
 
@@ -72,7 +80,8 @@ def reduce_losses(
         _check_segments(reduction, segments)
         weighed = _weighed(losses, weights, where)
         return weighed if reduction == "none" else jnp.sum(weighed)
-    total, size = total_and_size(losses, reduction, weights=weights, where=where, segments=segments)
+    of_losses = {"weights": weights, "where": where, "segments": segments, "of_labels": of_labels}
+    total, size = total_and_size(losses, reduction, **of_losses)
     if axis_name is not None:
         size = lax.psum(size, axis_name)
     return per_size(total, size)
@@ -80,11 +89,12 @@ def reduce_losses(
 
 def total_and_size(
     losses: Array,
-    reduction: Reduction | SequenceReduction,
+    reduction: Reduction | SequenceReduction | ClassReduction,
     *,
     weights: Array | None = None,
     where: Array | None = None,
     segments: Array | None = None,
+    of_labels: Array | None = None,
 ) -> tuple[Array, Array]:
     """What a mean divides, and by what; arguments as those of `reduce_losses`."""
     if reduction in ("none", "sum"):
@@ -98,6 +108,9 @@ def total_and_size(
         weighed = weighed if reduction == "sequence_sum" else per_size(weighed, of_own)
         return jnp.sum(weighed), size
     _check_segments(reduction, segments)
+    if reduction == "class_weighted_mean":
+        assert of_labels is not None
+        return jnp.sum(weighed), jnp.sum(_weighed(of_labels, weights, where))
     return jnp.sum(weighed), _size(losses, reduction, weights, where)
 
 

@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
 from jaxloss._core.declare import takes
-from jaxloss._core.nll import Terms, combined, label_nll, soft_nll
+from jaxloss._core.nll import Terms, combined, label_nll, smoothed_nll, soft_nll
 from jaxloss._core.numerics import one_or_nan, xlogy
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import class_shape, classes, of_label
+from jaxloss._core.split import class_shape, of_label
 
 
 @takes(logits=("row", "logits"), labels=("row", "distribution"))
@@ -102,8 +102,8 @@ def softmax_cross_entropy_with_integer_labels(
 ) -> Array:
     r"""Cross-entropy of `softmax(logits)` against integer labels, without a one-hot.
 
-    With x the logits of one row, C its number of classes, k its label, s `label_smoothing`
-    and w `class_weights`:
+    With x the logits of one row, C its number of classes that are not excluded, k its label,
+    s `label_smoothing` and w `class_weights`:
 
         loss = (1 - s) * w_k * nll_k + s / C * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
 
@@ -118,7 +118,7 @@ def softmax_cross_entropy_with_integer_labels(
         axis: the class axis; for a tuple (None: all) the label is the flat index into them.
         where: booleans, shaped like `logits` to exclude classes, or without the class axes
             to exclude rows.
-        label_smoothing: s in [0, 1], spread over the classes that `where` leaves.
+        label_smoothing: s in [0, 1], spread over the classes that are not excluded.
         ignore_index: rows with this label cost 0 and have gradient 0, whatever their logits.
         class_weights: C weights, at least 0; they multiply the loss and do not normalise it.
         z_loss: weight of the squared log-normaliser, which keeps logits from drifting.
@@ -166,20 +166,12 @@ def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, 
     if class_weights is not None:
         weights = class_weights.reshape(class_shape(x, axis))
     if smoothing is not None:
-        y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
-        smooth = soft_nll(x, y, axis)
+        each = jnp.ones(class_shape(x, axis), x.dtype) if weights is None else weights
+        smooth = smoothed_nll(x, each, axis)
     lse = None if z_loss is None else logsumexp(x, axis)
     loss = combined(Terms(nll, smooth, lse), labels, weights, smoothing, z_loss, axis)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
-
-
-def _uniform(x, live, axis):
-    """The uniform distribution over the live classes, broadcastable to `x`."""
-    if live is None:
-        return jnp.full(class_shape(x, axis), 1 / max(classes(x, axis), 1), x.dtype)
-    count = jnp.sum(live, axis, keepdims=True, dtype=x.dtype)
-    return live.astype(x.dtype) / jnp.maximum(count, 1)
 
 
 @takes(probabilities=("row", "distribution"), labels=("row", "distribution"))

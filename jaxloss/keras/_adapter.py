@@ -228,7 +228,13 @@ def _name(loss: Any) -> str:
 
 def _own_reduction(loss: Any) -> str | None:
     if isinstance(loss, jaxloss.Loss):
-        return next(k for k, v in REDUCTIONS.items() if k and v == loss.reduction)
+        for name, reduction in REDUCTIONS.items():
+            if name and reduction == loss.reduction:
+                return name
+        raise ValueError(
+            f"Keras has no reduction for {loss.reduction!r} of {loss!r}: give as_keras_loss a "
+            f"function of (y_true, y_pred) that returns its losses, or another reduction"
+        )
     return loss.reduction if isinstance(loss, jaxloss.keras.Loss) else "sum_over_batch_size"
 
 

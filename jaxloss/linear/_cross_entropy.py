@@ -2,9 +2,10 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
@@ -12,6 +13,7 @@ from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import ClassAxis, total_classes
+from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._operands import AxisName
@@ -24,6 +26,42 @@ from jaxloss.linear._vocab import VocabSweep
 Implementation = Literal["tokens", "vocab", "pallas_tpu", "dense"]
 
 
+class _Settings(TypedDict, total=False):
+    """The keyword arguments of `linear_cross_entropy` but for the reduction."""
+
+    bias: ArrayLike | None
+    vocab_first: bool
+    weights: ArrayLike | None
+    where: ArrayLike | None
+    class_where: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: ArrayLike
+    z_loss: ArrayLike
+    logit_softcap: ArrayLike | None
+    class_weights: ArrayLike | None
+    chunk_size: int | None
+    implementation: Implementation | None
+    axis_name: AxisName
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Literal["parts"],
+    **settings: Unpack[_Settings],
+) -> Mean: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Reduction = "mean",
+    **settings: Unpack[_Settings],
+) -> Array: ...
 @takes(unreduced={"reduction": "none"}, hidden="row", weight="shared", labels="labels")
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -35,6 +73,7 @@ def linear_cross_entropy(
     reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -43,11 +82,11 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
     axis_name: AxisName = None,
-) -> Any:
+) -> Array | Mean:
     r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
 
-    With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,
-    s `label_smoothing` and w `class_weights`:
+    With x the logits of one token, k its label, V the number of classes that are not excluded, c
+    `logit_softcap`, s `label_smoothing` and w `class_weights`:
 
         x <- c * tanh(x / c)
         loss = (1 - s) * w_k * nll_k + s / V * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
@@ -69,6 +108,8 @@ def linear_cross_entropy(
         weights: of the tokens, of the shape of `labels` or of its leading axes. A token of weight
             zero adds nothing, even if it holds NaN, but counts in "mean".
         where: booleans, likewise; a masked token adds nothing and does not count.
+        class_where: booleans, [V]; a class that is False is excluded, as one that pads the
+            vocabulary. What it has of the weight must be finite, and gets a gradient of 0.
         ignore_index: tokens with this label are masked.
         label_smoothing: s in [0, 1].
         z_loss: weight of the squared log-normaliser.
@@ -93,8 +134,8 @@ def linear_cross_entropy(
               token. Not for reduction "none", and without chunk_size; operands split over devices
               belong in `shard_map`. Derivatives beyond the first are those of "tokens".
             - "dense": all logits at once, plainly.
-        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
-            and `class_weights` is split; labels are those of the whole vocabulary.
+        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`,
+            `class_where` and `class_weights` is split; labels are those of the whole vocabulary.
 
     Returns:
         The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
@@ -107,8 +148,9 @@ def linear_cross_entropy(
             its range; with `axis_name`, a weight that is not split over it; "pallas_tpu" without a
             TPU.
 
-    Reverse mode by a reduced loss only scales gradients that were formed together with the value;
-    by reduction "none" it computes the logits of each chunk once more.
+    Reverse mode by a reduced loss only scales gradients that were formed together with the value,
+    in float32 where operands are float16, so that a loss scale comes in time; by reduction "none"
+    it computes the logits of each chunk once more.
 
     References:
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024,
@@ -132,7 +174,7 @@ def linear_cross_entropy(
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     class_weights = checks.of_classes("class_weights", class_weights, "weight", local_vocab, dtype)
     settings = _formulas.Settings(
-        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
+        bias=_operands.bias_of(bias, class_where, local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
         class_weights=class_weights,
         smoothing=checks.optional(
@@ -214,7 +256,7 @@ def _formula(
         losses = _formulas.cross_entropy(logits, labels, settings, axis)
         losses = reduce_losses(losses, reduction, weights=weights, where=live)
     else:
-        size = len(labels) // groups, heads[0].hidden.shape[1], local_vocab
+        size = labels.shape[0] // groups, heads[0].hidden.shape[1], local_vocab
         sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
         losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses

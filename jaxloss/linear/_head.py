@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxloss._core.numerics import compute_dtype
 
@@ -35,14 +36,32 @@ def head_gradients(
 ) -> tuple[Array | None, Array | None]:
     """Backpropagate the gradient `g` of the logits to `hidden`, `weight` or both."""
     # In the dtype of the operands, like the matmul that made the logits.
-    if head.hidden.dtype == head.weight.dtype:
-        g = g.astype(head.weight.dtype)
+    unit, same = None, head.hidden.dtype == head.weight.dtype
+    if same and _is_short(head.weight.dtype):
+        g, unit = _in_units(g)
+    g = g.astype(head.weight.dtype) if same else g
     g_hidden = g_weight = None
     if hidden:
         g_hidden = _dot(g, 1, head.weight, 0 if vocab_first else 1)
     if weight:
         g_weight = _dot(g, 0, head.hidden, 0) if vocab_first else _dot(head.hidden, 0, g, 0)
-    return g_hidden, g_weight
+    return _times(unit, g_hidden), _times(unit, g_weight)
+
+
+def _times(unit: Array | None, x: Array | None) -> Array | None:
+    return x if unit is None or x is None else unit * x
+
+
+def _is_short(dtype: DTypeLike) -> bool:
+    """Whether the range of a dtype is that of float16, too short for a mean over many tokens."""
+    return jnp.finfo(dtype).minexp > jnp.finfo(jnp.float32).minexp
+
+
+def _in_units(g: Array) -> tuple[Array, Array]:
+    """`g` by a power of two, so that its largest entry is near the largest float16; and that."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(lax.stop_gradient(g))))
+    unit = jnp.ldexp(jnp.ones((), g.dtype), jnp.clip(exponent - 15, -100, 100))
+    return g / unit, unit
 
 
 def _dot(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
@@ -52,9 +71,17 @@ def _dot(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
 
 
 def in_dtypes(gradients: Sequence[Array | None], like: Sequence[Array]) -> tuple[Array | None, ...]:
-    """Round gradients, accumulated in float32, to the dtypes of their operands."""
+    """Round gradients, accumulated in float32, to the dtypes that keep them."""
     pairs = zip(gradients, like, strict=True)
-    return tuple(None if g is None else _rounded(g, x.dtype) for g, x in pairs)
+    return tuple(None if g is None else _rounded(g, kept_dtype(x.dtype)) for g, x in pairs)
+
+
+def kept_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """In which the gradient by an operand is kept until its cotangent is known.
+
+    float16 would lose what 1 / N makes small, before a loss scale makes it large again.
+    """
+    return compute_dtype(dtype) if _is_short(dtype) else jnp.dtype(dtype)
 
 
 def _rounded(g: Array, dtype: Any) -> Array:

@@ -16,8 +16,8 @@ from jaxloss.linear._head import Head
 
 AxisName = str | tuple[str, ...] | None
 
-# The logits of one chunk in float32, in bytes.
-_CHUNK_BYTES = 64 * 2**20
+# What a chunk's logits and their gradients may take, in bytes.
+_CHUNK_BYTES = 128 * 2**20
 # With fewer tokens (or fewer than the layer has features) the matmuls of a chunk would wait for the
 # weight and its gradient, which every chunk reads and writes: 8 bytes for 2 * tokens flops, where a
 # TPU v5e does 240 flops a byte and an H100 295.
@@ -91,6 +91,19 @@ def flatten(*each_token: Array | None) -> list[Any]:
     return [None if x is None else x.reshape(-1) for x in each_token]
 
 
+def bias_of(
+    bias: ArrayLike | None,
+    class_where: ArrayLike | None,
+    local_vocab: int,
+    dtype: DTypeLike,
+    name: str = "bias",
+) -> Array | None:
+    """The bias, which is -inf for a class that is excluded."""
+    b = checks.of_classes(name, bias, "weight", local_vocab, dtype)
+    live = checks.of_classes("class_where", class_where, "weight", local_vocab, jnp.bool_)
+    return b if live is None else jnp.where(live, 0 if b is None else b, -jnp.inf).astype(dtype)
+
+
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
     return None if cap is None else checks.positive("logit_softcap", cap, dtype)
 
@@ -125,11 +138,19 @@ def without(
     return heads, jnp.where(dead, 0, labels)
 
 
-def chunk_of_tokens(size: int | None, n: int, features: int, local_vocab: int) -> int:
-    """How many of `n` tokens to take at once. The default avoids padding where that is free."""
+def chunk_of_tokens(
+    size: int | None, n: int, features: int, local_vocab: int, arrays: int = 2
+) -> int:
+    """How many of `n` tokens to take at once. The default avoids padding where that is free.
+
+    `arrays` of the size of a chunk's logits, in float32, exist at the same time.
+    """
+    if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
+        return size or _MIN_TOKENS
     if size is not None:
         return min(size, max(n, 1))
-    most = min(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features), 1), max(n, 1))
+    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1)
+    most = min(most, max(n, 1))
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1
@@ -139,11 +160,14 @@ def block_of_classes(size: int | None, n: int, features: int, local_vocab: int) 
     """How many classes of this device to take at once, with `n` tokens."""
     if size is not None:
         return min(size, local_vocab)
-    most = _CHUNK_BYTES // 2 // (4 * max(n, 1))
+    # Exported, the number of tokens is a symbol.
+    most = _CHUNK_BYTES // 4 // (4 * max(n, 1)) if isinstance(n, int) else 1
     return min(max(most, min(_MIN_TOKENS, features), 1), local_vocab)
 
 
 def has_short_chunks(n: int, features: int, local_vocab: int) -> bool:
     """Whether there are several chunks, each with as few tokens as the matmuls allow."""
+    if not isinstance(n, int):
+        return False
     chunk = chunk_of_tokens(None, n, features, local_vocab)
     return chunk < n and chunk <= _MIN_TOKENS

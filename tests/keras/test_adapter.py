@@ -287,3 +287,9 @@ def test_keras_is_imported_late_and_has_to_run_on_jax():
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
     assert "Keras runs on numpy" in done.stdout, done.stderr[-2000:]
     assert 'KERAS_BACKEND="jax"' in done.stdout
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "sequence_sum", "class_weighted_mean"])
+def test_reductions_that_keras_does_not_have(reduction):
+    with pytest.raises(ValueError, match=f"Keras has no reduction for '{reduction}'"):
+        as_keras_loss(jaxloss.Loss(jaxloss.squared_error, reduction))

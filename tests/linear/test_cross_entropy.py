@@ -1,6 +1,8 @@
 """`linear_cross_entropy` against the loss of the logits, written out, and its own promises."""
 
+import inspect
 import itertools
+import typing
 from functools import partial
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
+from jaxloss._core.reduce import Reduction
 from tests.programs import as_users
 
 SWEEPS = ["tokens", "vocab"]
@@ -442,3 +445,19 @@ def test_errors_of_dtype():
         jaxloss.linear_cross_entropy(hidden, weight, np.float32(labels))
     with pytest.raises(TypeError, match="where must be boolean"):
         jaxloss.linear_cross_entropy(hidden, weight, labels, where=np.ones(N))
+
+
+@pytest.mark.parametrize("fn", [jaxloss.linear_cross_entropy, jaxloss.linear_distillation])
+def test_overloads_have_the_settings_of_the_function(fn):
+    def hints(f):
+        return typing.get_type_hints(f, include_extras=True)
+
+    own = inspect.signature(fn).parameters
+    by_reduction = {}
+    for overload in typing.get_overloads(inspect.unwrap(fn)):
+        (settings,) = typing.get_args(hints(overload)["settings"])
+        names = [k for k in inspect.signature(overload).parameters if k != "settings"]
+        assert {*names, *hints(settings)} == {*own}
+        assert all(hints(settings)[k] == hints(fn)[k] for k in hints(settings))
+        by_reduction[hints(overload)["reduction"]] = hints(overload)["return"]
+    assert by_reduction == {typing.Literal["parts"]: jaxloss.Mean, Reduction: jax.Array}

@@ -490,6 +490,27 @@ def test_memory_falls_with_the_chunk(name):
     assert temporary(32) < temporary(512) / 4
 
 
+def test_default_chunks_take_the_same_memory_as_those_of_the_cross_entropy():
+    """Its gradients need more arrays of a chunk's logits, so a chunk has fewer tokens."""
+    shapes = [
+        jax.ShapeDtypeStruct(*of) for of in (((2048, 32), "float32"), ((32, 32000), "float32"))
+    ]
+    labels = jnp.zeros(2048, jnp.int32)
+
+    def statistics(h, w):
+        out = jaxloss.linear_statistics(h, w, labels)
+        return jnp.mean(out.logsumexp**2 - out.log_prob)
+
+    def temporary(run):
+        compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    logits = 4 * 2048 * 32000 / 2**20
+    # Beside 128 MiB for the logits and their gradients, those of the weight.
+    assert temporary(statistics) < 150 < 2 * logits / 3
+    assert temporary(lambda h, w: jaxloss.linear_cross_entropy(h, w, labels)) < 150
+
+
 # Over devices.
 
 
