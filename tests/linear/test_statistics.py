@@ -502,7 +502,7 @@ def test_default_chunks_take_the_same_memory_as_those_of_the_cross_entropy():
         return jnp.mean(out.logsumexp**2 - out.log_prob)
 
     def temporary(run):
-        compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(*shapes).compile()
+        compiled = as_users(jax.value_and_grad(run, (0, 1))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     logits = 4 * 2048 * 32000 / 2**20
