@@ -13,6 +13,7 @@ from tests.cases import (
     margin,
     metric,
     overlap,
+    preference,
     ranking,
     regression,
     sequence,
@@ -36,6 +37,7 @@ FAMILIES = (
     ranking,
     sequence,
     linear,
+    preference,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
