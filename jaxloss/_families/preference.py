@@ -74,7 +74,7 @@ def dpo_loss(
 
     >>> import jax.numpy as jnp, jaxloss
     >>> print(jaxloss.dpo_loss(jnp.array([-10.0, -20.0]), -12.0, -11.0, -11.0))
-    [0.59814 1.1711 ]
+    [0.59814 1.17110]
     """
     operands = chosen, rejected, reference_chosen, reference_rejected
     four, where = _against_reference(operands, where)
@@ -124,7 +124,7 @@ def robust_dpo_loss(
     >>> import jax.numpy as jnp, jaxloss
     >>> chosen = jnp.array([-10.0, -20.0])
     >>> print(jaxloss.robust_dpo_loss(chosen, -12.0, -11.0, -11.0, label_smoothing=0.25))
-    [0.49814 1.5711 ]
+    [0.49814 1.57110 ]
     """
     operands = chosen, rejected, reference_chosen, reference_rejected
     four, where = _against_reference(operands, where)
@@ -278,7 +278,7 @@ def cpo_loss(
 
     >>> import jax.numpy as jnp, jaxloss
     >>> print(jaxloss.cpo_loss(jnp.array([-10.0, -20.0]), -12.0))
-    [0.59814 1.1711 ]
+    [0.59814 1.17110]
     """
     pair, where = _pair(chosen, rejected, where)
     beta = checks.setting("beta", beta, "chosen", pair[0], checks.NONNEGATIVE)
@@ -320,7 +320,7 @@ def simpo_loss(
 
     >>> import jax.numpy as jnp, jaxloss
     >>> print(jaxloss.simpo_loss(jnp.array([-1.0, -2.0]), -1.5))
-    [0.69315 2.12693]
+    [0.69315 2.12693 ]
     """
     pair, where = _pair(chosen, rejected, where)
     beta = checks.setting("beta", beta, "chosen", pair[0], checks.NONNEGATIVE)
@@ -363,7 +363,7 @@ def bradley_terry_loss(
 
     >>> import jax.numpy as jnp, jaxloss
     >>> print(jaxloss.bradley_terry_loss(jnp.array([2.0, -1.0]), 0.5))
-    [0.20141 1.70141]
+    [0.20141 1.70141 ]
     """
     (x, y), where = inputs.entries(
         where, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards
@@ -422,7 +422,7 @@ def orpo_loss(
 
     >>> import jax.numpy as jnp, jaxloss
     >>> print(jaxloss.orpo_loss(jnp.array([-0.5, -1e-8]), jnp.array([-1.0, -1.0])))
-    [3.2045e-01 5.8198e-09]
+    [3.2030e-01 5.8198e-09]
     """
     (chosen, rejected), where = _pair(chosen, rejected, where)
     return _orpo(chosen, rejected, where)

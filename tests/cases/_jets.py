@@ -6,6 +6,7 @@ function, as the formula then magnifies them. An operand itself has no error. So
 written once, as the paper has it, gives a row its exact results and their condition scales.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -163,8 +164,12 @@ def operands_case(
 
         return call
 
+    @functools.cache
+    def jet_of(_precision, *operands):
+        return exact(*variables(operands))
+
     def terms(x, y, *index):
-        jet = exact(*variables([*x[:first], *y[:second]]))
+        jet = jet_of(mp.prec, *x[:first], *y[:second])
         value, scale = jet.of.get(index, ZERO), jet.error.get(index, ZERO)
         extra = max(scale - abs(value), ZERO) / 2
         return [value, extra, -extra]
