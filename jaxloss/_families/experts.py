@@ -90,7 +90,9 @@ def _load_balancing(x, chosen, where, *, axis_name):
         low=jnp.min(chosen, initial=0),
         high=jnp.max(chosen, initial=0),
     )
-    taken = chosen[..., None] == jnp.arange(experts, dtype=chosen.dtype)
+    taken = chosen[..., None] == lax.broadcasted_iota(
+        chosen.dtype, (1,) * x.ndim + (experts,), x.ndim
+    )
     taken = inputs.masked(where, jnp.sum(taken, -2, dtype=jnp.int32))
     live = jnp.ones_like(p, bool, shape=(*p.shape[:-1], 1)) if where is None else where
     sums = (

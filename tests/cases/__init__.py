@@ -6,6 +6,7 @@ from tests.cases import (
     contrastive,
     direction,
     divergence,
+    experts,
     fenchel_young,
     focal,
     likelihood,
@@ -13,6 +14,7 @@ from tests.cases import (
     margin,
     metric,
     overlap,
+    policy,
     preference,
     ranking,
     regression,
@@ -38,6 +40,8 @@ FAMILIES = (
     sequence,
     linear,
     preference,
+    policy,
+    experts,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

@@ -75,6 +75,11 @@ def constant(x: Any) -> Jet:
     return x if isinstance(x, Jet) else Jet({(): mpf(x)}, {(): ZERO})
 
 
+def held(x: Jet) -> Jet:
+    """Without derivatives."""
+    return Jet({(): x.of[()]}, {(): x.error[()]})
+
+
 def variables(values: Sequence[mpf]) -> list[Jet]:
     return [Jet({(): v, (i,): mpf(1)}, {(): ZERO}) for i, v in enumerate(values)]
 
@@ -110,8 +115,8 @@ def expm1(x: Jet) -> Jet:
     return function(x, lambda x: [mp.expm1(x), *[mp.exp(x)] * 3])
 
 
-def log(x: Jet) -> Jet:
-    return function(x, lambda x: [mp.log(x), 1 / x, -1 / x**2, 2 / x**3])
+def log1p(x: Jet) -> Jet:
+    return function(x, lambda x: [mp.log1p(x), 1 / (1 + x), -1 / (1 + x) ** 2, 2 / (1 + x) ** 3])
 
 
 def sigmoid(x: Jet) -> Jet:
@@ -139,6 +144,22 @@ def drawn(operands: int, *settings: float) -> Callable[..., Any]:
     return sample
 
 
+def terms_of(exact: Callable[..., Jet]) -> Callable[..., list[mpf]]:
+    """`terms(x, y, *index)` of a derivative of `exact(variables, y)`, as the table has them."""
+
+    @functools.cache
+    def jet_of(_precision, x, y):
+        return exact(variables(x), y)
+
+    def terms(x, y, *index):
+        jet = jet_of(mp.prec, tuple(x), y if isinstance(y, int) else tuple(y))
+        value, scale = (part.get(tuple(sorted(index)), ZERO) for part in (jet.of, jet.error))
+        extra = max(scale - abs(value), ZERO) / 2
+        return [value, extra, -extra]
+
+    return terms
+
+
 def operands_case(
     name: str,
     fn: Callable[..., Any],
@@ -152,8 +173,7 @@ def operands_case(
 ) -> Case:
     """A row of a loss of several operands: so many lie in the prediction, so many in the target.
 
-    `fn`, `naive` and `exact` take all of them; of a setting without a derivative `exact` uses the
-    `.value`. `sample(rng, n)` draws those of a model.
+    `fn`, `naive` and `exact` take all of them. `sample(rng, n)` draws those of a model.
     """
     (first, second), size = of, max(of)
 
@@ -164,18 +184,13 @@ def operands_case(
 
         return call
 
-    @functools.cache
-    def jet_of(_precision, *operands):
-        return exact(*variables(operands))
+    of_all = terms_of(lambda z, _: exact(*z))
 
     def terms(x, y, *index):
-        jet = jet_of(mp.prec, *x[:first], *y[:second])
-        value, scale = jet.of.get(index, ZERO), jet.error.get(index, ZERO)
-        extra = max(scale - abs(value), ZERO) / 2
-        return [value, extra, -extra]
+        return of_all([*x[:first], *y[:second]], (), *index)
 
     def of_prediction(x, y, *index):
-        return terms(x, y, *sorted(index)) if max(index) < first else [ZERO]
+        return terms(x, y, *index) if max(index) < first else [ZERO]
 
     fields = {
         "predictions": "real",

@@ -9,7 +9,17 @@ from mpmath import mp
 
 import jaxloss
 from tests.cases._case import Case, amplify, spread
-from tests.cases._jets import Jet, drawn, exp, expm1, function, operands_case, sigmoid, softplus
+from tests.cases._jets import (
+    Jet,
+    drawn,
+    exp,
+    expm1,
+    held,
+    log1p,
+    operands_case,
+    sigmoid,
+    softplus,
+)
 
 # By how much a response leads, from one tail to the other: twice what it is scaled to.
 LEADS = [s * x for x in (0, 1e-30, 1e-4, 1, 5, 34, 120, 160, 2e4) for s in (1, -1)]
@@ -68,15 +78,11 @@ def _relu(u: Jet) -> Jet:
 
 
 def _prospect(f, x, y, good, bad, z, b, kl):
-    gain = b * (x - y - (kl.value if isinstance(kl, Jet) else kl))
+    gain = b * (x - y - (held(kl) if isinstance(kl, Jet) else kl))
     return z * good * f(-gain) + (1 - z) * bad * f(gain)
 
 
 # Of the odds ratio the terms are stated: those of the formula cancel each other in a derivative.
-
-
-def _log1p(t: Jet) -> Jet:
-    return function(t, lambda t: [mp.log1p(t), *(k / (1 + t) ** abs(k) for k in (1, -1, 2))])
 
 
 def _odds_terms(c, r):
@@ -172,7 +178,7 @@ CASES = [
         [()],
         of=2,
         points=[(x, (0, 0)) for x in PAIRS],
-        pieces=(lambda c, r: _log1p(exp(r - c) * expm1(c) / expm1(r)), _naive_odds),
+        pieces=(lambda c, r: log1p(exp(r - c) * expm1(c) / expm1(r)), _naive_odds),
         gradient=_odds_gradient,
         hessian=_odds_hessian,
         predictions="log distribution",
