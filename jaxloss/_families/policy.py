@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
 from jaxloss._core.declare import takes
-from jaxloss._core.numerics import compute_dtype, expm1, heaviside, largest, one_or_nan
+from jaxloss._core.numerics import compute_dtype, defined, expm1, heaviside, largest, one_or_nan
 from jaxloss._core.reduce import per_size
 from jaxloss._core.rules import jit_when_eager
 
@@ -219,7 +219,7 @@ def _policy_gradient(x, a, where):
 def _weighed(weights: Array, log_probs: Array) -> Array:
     """Minus the product, without derivative by the weights, of which zero wins over -inf."""
     w = lax.stop_gradient(weights)
-    return -w * jnp.where((w == 0) & (log_probs == -jnp.inf), 0, log_probs)
+    return -w * defined(jnp.where((w == 0) & (log_probs == -jnp.inf), 0, log_probs))
 
 
 @takes(log_probs="entries", reference="entries")
@@ -275,7 +275,8 @@ def kl_estimate(
 def _kl_estimate(x, y, where, *, kind):
     x, y = inputs.mask(where, x, y)
     d = y - x
-    return inputs.masked(where, -d if kind == "k1" else 0.5 * d * d if kind == "k2" else _k3(d))
+    estimate = {"k1": lambda: -defined(d), "k2": lambda: 0.5 * d * d, "k3": lambda: _k3(d)}
+    return inputs.masked(where, estimate[kind]())
 
 
 @jax.custom_jvp

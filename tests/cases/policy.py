@@ -3,14 +3,11 @@
 from itertools import product
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from mpmath import mp
 
 import jaxloss
-from tests.cases._case import Model
 from tests.cases._jets import Jet, drawn, exp, function, held, operands_case
-from tests.cases._numbers import row
 
 LOW = HIGH = 0.25
 DUAL = 3.0
@@ -149,19 +146,15 @@ CASES = [
         of=(2, 1),
         sample=drawn(2, 1),
     ),
-    row(
+    operands_case(
         "policy_gradient_loss",
-        jaxloss.policy_gradient_loss,
-        lambda x, a: -lax.stop_gradient(a) * x,
-        lambda x, a: [-a * x],
-        [(np.float32(x), np.float32(a)) for x in (0, -1e-30, -2.5, -1e4) for a in (1, -0.3, 0)],
-        target_gradient=lambda x, a, i: [mp.mpf(0)],
-        model=Model(
-            fn=lambda x, a: jaxloss.policy_gradient_loss(*x, a),
-            naive=lambda x, a: -lax.stop_gradient(a) * x[0],
-            sample=lambda rng, n: (drawn(1)(rng, n)[0], np.float32(1)),
-            sizes=(16, 1024, 4096),
-        ),
+        # Of two tokens of a sequence, which has one advantage.
+        lambda x, y, a: jnp.sum(jaxloss.policy_gradient_loss(jnp.stack([x, y], -1), a), -1),
+        lambda x, y, a: -lax.stop_gradient(a) * (x + y),
+        lambda x, y, a: -held(a) * x - held(a) * y,
+        [((x, -1.25), (a,)) for x in (0, -1e-30, -2.5, -1e4) for a in (1, -0.3, 0)],
+        of=(2, 1),
+        sample=drawn(2, 1),
     ),
     _kl_case("k3", lambda x, y: _k3(y - x), lambda x, y: jnp.exp(y - x) - 1 - (y - x)),
     _kl_case("k1", lambda x, y: x - y, lambda x, y: x - y, "(k1)"),
