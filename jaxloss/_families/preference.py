@@ -449,7 +449,7 @@ class _Odds(NamedTuple):
 def _odds(c: Array, r: Array) -> _Odds:
     # Of equal ones either; but a / b has to have its derivative.
     a, b = jnp.exp(jnp.where(r < c, r - c, 0)), jnp.exp(jnp.where(c <= r, c - r, 0))
-    not_p, not_q = -expm1(c), -expm1(r)
+    not_p, not_q = 0 - expm1(c), 0 - expm1(r)  # Not -0.
     return _Odds(a, b, not_p, not_q, 1 / (a * not_p + b * not_q))
 
 
@@ -463,7 +463,7 @@ def _odds(c: Array, r: Array) -> _Odds:
 @jax.custom_jvp
 def _odds_ratio(c: Array, r: Array) -> Array:
     # By which of the two is more probable, log1p(t), or log(t) + log1p(1 / t).
-    not_p, not_q, wrong = -expm1(c), -expm1(r), c < r
+    not_p, not_q, wrong = 0 - expm1(c), 0 - expm1(r), c < r
     less, more = jnp.where(wrong, not_q, not_p), jnp.where(wrong, not_p, not_q)
     share = jnp.where(c == r, 1, less / jnp.where(more == 0, 1, more))
     log_t = jnp.where(wrong, (r - c) - jnp.log(jnp.where(wrong, share, 1)), 0)

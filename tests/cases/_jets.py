@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from mpmath import mp, mpf
 
-from tests.cases._case import Case, Model
+from tests.cases._case import Case, Model, Terms
 
 ZERO = mpf(0)
 
@@ -160,6 +160,22 @@ def terms_of(exact: Callable[..., Jet]) -> Callable[..., list[mpf]]:
     return terms
 
 
+def jets_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields: Any) -> Case:
+    """A row of `exact(variables, target)`, of predictions [n] with integer or unused targets."""
+    terms = terms_of(exact)
+    derivatives = {"value": terms, "gradient": terms, "hessian": terms}
+    return Case(name=name, fn=fn, naive=naive, points=points, sizes=(), **derivatives | fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandsCase(Case):
+    """Of a loss of several operands: so many lie in the prediction, so many in the target."""
+
+    of: tuple[int, int]
+    # The derivatives by all of them, in this order.
+    of_all: Callable[..., Terms]
+
+
 def operands_case(
     name: str,
     fn: Callable[..., Any],
@@ -170,8 +186,8 @@ def operands_case(
     of: tuple[int, int],
     sample: Callable[..., Any],
     **fields: Any,
-) -> Case:
-    """A row of a loss of several operands: so many lie in the prediction, so many in the target.
+) -> OperandsCase:
+    """A row of a loss of several operands.
 
     `fn`, `naive` and `exact` take all of them. `sample(rng, n)` draws those of a model.
     """
@@ -200,8 +216,10 @@ def operands_case(
         "hessian": of_prediction,
         "target_gradient": lambda x, y, i: terms(x, y, first + i) if i < second else [ZERO],
     } | fields
-    return Case(
+    return OperandsCase(
         name=name,
+        of=of,
+        of_all=lambda operands, *index: of_all(operands, (), *index),
         fn=unpacked(fn),
         naive=unpacked(naive),
         points=[tuple(np.float32((*v, *(0,) * (size - len(v)))) for v in p) for p in points],

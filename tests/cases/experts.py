@@ -6,8 +6,8 @@ import numpy as np
 from mpmath import mp
 
 import jaxloss
-from tests.cases._case import Case, Model
-from tests.cases._jets import Jet, constant, exp, log1p, terms_of
+from tests.cases._case import Model
+from tests.cases._jets import Jet, constant, exp, jets_case, log1p
 
 # Two of three experts of each of two tokens.
 TAKEN = np.int32(
@@ -75,45 +75,34 @@ def _routed(rng, n):
     return x, np.argsort(x, -1)[:, -2:].astype(np.int32)
 
 
-def _case(name, fn, naive, exact, points, model, **fields) -> Case:
-    terms = terms_of(exact)
-    return Case(
-        name=name,
-        fn=fn,
-        naive=naive,
-        value=terms,
-        gradient=terms,
-        hessian=terms,
-        predictions="logits",
-        points=points,
-        sizes=(),
-        model=Model(fn=model[0], naive=model[1], sample=_routed, sizes=(512, 16384, 65536)),
-        **fields,
-    )
+def _model(loss, naive) -> Model:
+    return Model(fn=loss, naive=naive, sample=_routed, sizes=(512, 16384, 65536))
 
 
 CASES = [
-    _case(
+    jets_case(
         "load_balancing_loss",
         _of_tokens(jaxloss.load_balancing_loss),
         _of_tokens(_naive_balance),
         _balance,
         [(x, k) for x in TOKENS for k in range(len(TAKEN))],
-        (jaxloss.load_balancing_loss, _naive_balance),
+        predictions="logits",
         targets="integer",
         size=6,
+        model=_model(jaxloss.load_balancing_loss, _naive_balance),
     ),
-    _case(
+    jets_case(
         "router_z_loss",
         lambda x, _: jaxloss.router_z_loss(x),
         lambda x, _: jax.nn.logsumexp(x) ** 2,
         _square_of_lse,
         [(x, 0 * x) for x in ROWS],
-        (
+        predictions="logits",
+        targets="real",
+        target_gradient=lambda *_: [mp.mpf(0)],
+        model=_model(
             lambda x, _: jaxloss.router_z_loss(x),
             lambda x, _: jax.nn.logsumexp(x, -1) ** 2,
         ),
-        targets="real",
-        target_gradient=lambda *_: [mp.mpf(0)],
     ),
 ]

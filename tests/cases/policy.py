@@ -3,88 +3,107 @@
 from itertools import product
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from mpmath import mp
 
 import jaxloss
-from tests.cases._jets import Jet, drawn, exp, function, held, operands_case
+from jaxloss._core.numerics import compute_dtype
+from tests.cases._case import Case, Model
+from tests.cases._jets import Jet, constant, drawn, exp, function, held, jets_case, operands_case
 
 LOW = HIGH = 0.25
 DUAL = 3.0
+# Targets are numbers of these: advantages have no derivative.
+ADVANTAGES = np.float32([1, -1, 0.375, 0, -2.5])
 STEPS = [s * x for x in (0, 1e-30, 1e-4, 0.125, 0.5, 2, 20, 100, 1e4) for s in (1, -1)]
 # Log-probabilities now and then.
 PAIRS = [(d, 0) for d in STEPS] + [
     (0.5, 0.25), (-3, -3.125), (-3, -2.5), (-1000.25, -1000), (-0.5, -1.75), (-1e-4, -3e-30),
 ]  # fmt: skip
-SURROGATE = [(pair, (a,)) for pair, a in product(PAIRS, (1, -1, 0.375, 0))]
 SEQUENCES = [
-    ((-1, -2, -3, *old), (a,))
+    (-1, -2, -3, *old)
     for old in ((-1.125, -2, -3.25), (-2, -1, -3), (-0.5, -2.5, -4), (-3, -2.5, -5))
-    for a in (1, -1, 0)
 ]
 
 
-def _clipped(rho: Jet, a: Jet, dual: float) -> Jet:
+def _case(name, loss, naive, exact, predictions, size) -> Case:
+    """`loss(x, a)`, of predictions x and an advantage."""
+
+    def numbered(f):
+        return lambda x, k: f(x, jnp.asarray(ADVANTAGES, x.dtype)[k])
+
+    def of_tuple(f):
+        return lambda x, a: f(jnp.stack(x, -1), a)
+
+    return jets_case(
+        name,
+        numbered(loss),
+        numbered(naive),
+        lambda x, k: exact(x, float(ADVANTAGES[k])),
+        [(np.float32(x), k) for x, k in product(predictions, range(len(ADVANTAGES)))],
+        predictions="real",
+        targets="integer",
+        size=size,
+        model=Model(
+            fn=of_tuple(loss),
+            naive=of_tuple(naive),
+            sample=lambda rng, n: (drawn(size)(rng, n)[0], np.float32(1)),
+            sizes=(16, 1024, 4096),
+        ),
+    )
+
+
+def _clipped(rho: Jet, a: float, dual: float) -> Jet:
     """Where it is clipped, a constant; no point is at a clip."""
-    value, a = rho.value, held(a)
-    if a.value > 0:
-        return -a * (rho if value < 1 + HIGH else 1 + HIGH)
-    return -a * (dual if value > dual else rho if value > 1 - LOW else 1 - LOW)
+    value = rho.value
+    if a > 0:
+        return constant(-a) * (rho if value < 1 + HIGH else 1 + HIGH)
+    return constant(-a) * (dual if value > dual else rho if value > 1 - LOW else 1 - LOW)
 
 
 def _naive_clipped(rho, a, dual):
-    a = lax.stop_gradient(a)
     loss = -jnp.minimum(rho * a, jnp.clip(rho, 1 - LOW, 1 + HIGH) * a)
     return jnp.where(a < 0, jnp.minimum(loss, -dual * a), loss)
 
 
-def _surrogate_case(suffix, dual=float("inf"), **options):
-    return operands_case(
+def _surrogate(suffix="", dual=float("inf"), **options):
+    return _case(
         f"clipped_surrogate_loss{suffix}",
-        lambda x, old, a: jaxloss.clipped_surrogate_loss(
-            x, old, a, clip_low=LOW, clip_high=HIGH, **options
+        lambda x, a: jaxloss.clipped_surrogate_loss(
+            x[..., 0], x[..., 1], a, clip_low=LOW, clip_high=HIGH, **options
         ),
-        lambda x, old, a: _naive_clipped(jnp.exp(x - old), a, dual),
-        lambda x, old, a: _clipped(exp(x - old), a, dual),
-        SURROGATE,
-        of=(2, 1),
-        sample=drawn(2, 1),
+        lambda x, a: _naive_clipped(jnp.exp(x[..., 0] - x[..., 1]), a, dual),
+        lambda x, a: _clipped(exp(x[0] - x[1]), a, dual),
+        PAIRS,
+        2,
     )
 
 
-def _of_sequences(x, *rest):
-    *old, a = rest
-    x, old = jnp.stack([x, *old[:2]], -1), jnp.stack(old[2:], -1)
-    return x, old, a
-
-
-def _sequence_loss(*operands):
-    x, old, a = _of_sequences(*operands)
-    return jaxloss.clipped_surrogate_loss(x, old, a, clip_low=LOW, clip_high=HIGH, level="sequence")
-
-
-def _naive_sequence(*operands):
-    x, old, a = _of_sequences(*operands)
-    return _naive_clipped(jnp.exp(jnp.mean(x - old, -1)), a, float("inf"))
-
-
-def _exact_sequence(*operands):
-    *tokens, a = operands
-    steps = [x - old for x, old in zip(tokens[:3], tokens[3:], strict=True)]
+def _exact_sequence(x, a):
+    steps = [now - old for now, old in zip(x[:3], x[3:], strict=True)]
     return _clipped(exp((steps[0] + steps[1] + steps[2]) / 3), a, float("inf"))
 
 
-def _cispo(x: Jet, old: Jet, a: Jet) -> Jet:
-    rho = held(exp(x - old))
-    return (
-        -(rho if rho.value < 1 + HIGH else Jet({(): mp.mpf(1 + HIGH)}, {(): mp.mpf(0)}))
-        * held(a)
-        * x
-    )
+def _naive_sequence(x, a):
+    return _naive_clipped(jnp.exp(jnp.mean(x[..., :3] - x[..., 3:], -1)), a, float("inf"))
 
 
-def _naive_cispo(x, old, a):
-    return -lax.stop_gradient(jnp.minimum(jnp.exp(x - old), 1 + HIGH) * a) * x
+# Of CISPO's weights there is no derivative, but they are the same for all log-probabilities that
+# are as far from the old ones: two tokens, one up, one down.
+STEP = np.float32([0.125, -0.5])
+
+
+def _cispo(x, a):
+    old = lax.stop_gradient(x).astype(compute_dtype(x.dtype))
+    old -= jnp.asarray(STEP, old.dtype).reshape((1,) * (x.ndim - 1) + (2,))
+    return jnp.sum(jaxloss.cispo_loss(x, old, jnp.expand_dims(a, -1), clip_high=HIGH), -1)
+
+
+def _exact_cispo(x, a):
+    old = [held(v) - d for v, d in zip(x, map(float, STEP), strict=True)]
+    losses = [exp(held(v) - o) * -a * v for v, o in zip(x, old, strict=True)]
+    return losses[0] + losses[1]
 
 
 def _k3(d: Jet) -> Jet:
@@ -126,35 +145,34 @@ VALUES = [
 ]  # fmt: skip
 
 CASES = [
-    _surrogate_case(""),
-    _surrogate_case("(dual_clip=3)", dual=DUAL, dual_clip=DUAL),
-    operands_case(
+    _surrogate(),
+    _surrogate("(dual_clip=3)", dual=DUAL, dual_clip=DUAL),
+    _case(
         "clipped_surrogate_loss(sequence)",
-        _sequence_loss,
+        lambda x, a: jaxloss.clipped_surrogate_loss(
+            x[..., :3], x[..., 3:], a, clip_low=LOW, clip_high=HIGH, level="sequence"
+        ),
         _naive_sequence,
         _exact_sequence,
         SEQUENCES,
-        of=(6, 1),
-        sample=drawn(6, 1),
+        6,
     ),
-    operands_case(
+    _case(
         "cispo_loss",
-        lambda x, old, a: jaxloss.cispo_loss(x, old, a, clip_high=HIGH),
-        _naive_cispo,
         _cispo,
-        SURROGATE,
-        of=(2, 1),
-        sample=drawn(2, 1),
+        lambda x, a: -a * jnp.sum(np.exp(STEP) * x, -1),
+        _exact_cispo,
+        [(0, -0.5), (-1e-30, -1e4), (-2.5, -0.125), (-30, -1e-4)],
+        2,
     ),
-    operands_case(
+    _case(
         "policy_gradient_loss",
         # Of two tokens of a sequence, which has one advantage.
-        lambda x, y, a: jnp.sum(jaxloss.policy_gradient_loss(jnp.stack([x, y], -1), a), -1),
-        lambda x, y, a: -lax.stop_gradient(a) * (x + y),
-        lambda x, y, a: -held(a) * x - held(a) * y,
-        [((x, -1.25), (a,)) for x in (0, -1e-30, -2.5, -1e4) for a in (1, -0.3, 0)],
-        of=(2, 1),
-        sample=drawn(2, 1),
+        lambda x, a: jnp.sum(jaxloss.policy_gradient_loss(x, a), -1),
+        lambda x, a: -a * jnp.sum(x, -1),
+        lambda x, a: x[0] * -a + x[1] * -a,
+        [(0, -0.5), (-1e-30, -1e4), (-2.5, -0.125)],
+        2,
     ),
     _kl_case("k3", lambda x, y: _k3(y - x), lambda x, y: jnp.exp(y - x) - 1 - (y - x)),
     _kl_case("k1", lambda x, y: x - y, lambda x, y: x - y, "(k1)"),

@@ -14,7 +14,6 @@ from tests.cases._jets import (
     drawn,
     exp,
     expm1,
-    held,
     log1p,
     operands_case,
     sigmoid,
@@ -63,7 +62,8 @@ def _logistic(f, u, s):
     return (1 - s) * f(-u) + s * f(u)
 
 
-def _robust(f, c, r, rc, rr, b, s):
+def _robust(f, c, r, rc, rr, b, quarter):
+    s = quarter * 0.25  # Of a number below two, one below a half.
     u = b * _difference(c, r, rc, rr)
     return ((1 - s) * f(-u) - s * f(u)) / (1 - 2 * s)
 
@@ -77,8 +77,11 @@ def _relu(u: Jet) -> Jet:
     return u * (1 if u.value > 0 else 0.5 if u.value == 0 else 0)
 
 
-def _prospect(f, x, y, good, bad, z, b, kl):
-    gain = b * (x - y - (held(kl) if isinstance(kl, Jet) else kl))
+KL = 0.25
+
+
+def _prospect(f, x, y, good, bad, z, b):
+    gain = b * (x - y - KL)
     return z * good * f(-gain) + (1 - z) * bad * f(gain)
 
 
@@ -125,7 +128,9 @@ CASES = [
     ),
     _case(
         "robust_dpo_loss",
-        lambda c, r, rc, rr, b, s: jaxloss.robust_dpo_loss(c, r, rc, rr, beta=b, label_smoothing=s),
+        lambda c, r, rc, rr, b, s: jaxloss.robust_dpo_loss(
+            c, r, rc, rr, beta=b, label_smoothing=s * 0.25
+        ),
         _robust,
         SMOOTHED,
         of=4,
@@ -137,7 +142,7 @@ CASES = [
         _identity,
         [(0.5,), (0.03125,)],
         of=4,
-        targets="probability",
+        targets="positive",
     ),
     _case(
         "dpo_hinge_loss",
@@ -185,11 +190,11 @@ CASES = [
     ),
     _case(
         "kto_loss",
-        lambda x, y, good, bad, z, b, kl: jaxloss.kto_loss(
-            x, y, z, beta=b, kl=kl, desirable_weight=good, undesirable_weight=bad
+        lambda x, y, good, bad, z, b: jaxloss.kto_loss(
+            x, y, z, beta=b, kl=KL, desirable_weight=good, undesirable_weight=bad
         ),
         _prospect,
-        [(1, 0.5, 0.25), (0, 0.5, 0.25), (0.25, 0.875, 0)],
+        [(1, 0.5), (0, 0.5), (0.25, 0.875)],
         of=4,
         pieces=(sigmoid, lambda u: 1 - jax.nn.sigmoid(-u)),
         targets="probability",
