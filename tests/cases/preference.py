@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mpmath import mp
 
 import jaxloss
+from jaxloss._core.numerics import compute_dtype
 from tests.cases._case import Case, amplify, spread
 from tests.cases._jets import (
     Jet,
@@ -129,7 +130,7 @@ CASES = [
     _case(
         "robust_dpo_loss",
         lambda c, r, rc, rr, b, s: jaxloss.robust_dpo_loss(
-            c, r, rc, rr, beta=b, label_smoothing=s * 0.25
+            c, r, rc, rr, beta=b, label_smoothing=s.astype(compute_dtype(c.dtype)) * 0.25
         ),
         _robust,
         SMOOTHED,
