@@ -10,9 +10,8 @@ import jaxloss
 from benchmarks.failures._failure import Failure, compared, value_and_gradient
 from benchmarks.works import OURS
 
-# As https://github.com/huggingface/trl has them.
-TRL = "formula of TRL"
-PAPER = "formula of the DPO paper"
+TRL = "formula of TRL"  # https://github.com/huggingface/trl, which computes ORPO as it should.
+PAPER = "formula of the paper"
 
 
 def _k3(x, reference):
@@ -20,8 +19,8 @@ def _k3(x, reference):
 
 
 def _orpo(chosen, rejected):
-    of_complements = jnp.log1p(-jnp.exp(chosen)) - jnp.log1p(-jnp.exp(rejected))
-    return -jax.nn.log_sigmoid((chosen - rejected) - of_complements)
+    chosen, rejected = (x - jnp.log(1 - jnp.exp(x)) for x in (chosen, rejected))
+    return -jax.nn.log_sigmoid(chosen - rejected)
 
 
 def _dpo(chosen, rejected, beta):
@@ -33,7 +32,7 @@ def _second_slope(f, x):
 
 
 K3 = {OURS: partial(jaxloss.kl_estimate, kind="k3"), TRL: _k3}
-ORPO = {OURS: jaxloss.orpo_loss, TRL: _orpo}
+ORPO = {OURS: jaxloss.orpo_loss, PAPER: _orpo}
 DPO = {OURS: partial(jaxloss.cpo_loss, beta=1.0), PAPER: partial(_dpo, beta=1.0)}
 ODDS = 1 / np.expm1(1)
 TINY = float(np.exp(-80))
