@@ -48,7 +48,7 @@ def _case(name, loss, naive, exact, predictions, size) -> Case:
         model=Model(
             fn=of_tuple(loss),
             naive=of_tuple(naive),
-            sample=lambda rng, n: (drawn(size)(rng, n)[0], np.float32(1)),
+            sample=lambda rng, n: (drawn(size)(rng, n)[0], np.ones((n, 1024), np.float32)),
             sizes=(16, 1024, 4096),
         ),
     )
