@@ -1,8 +1,8 @@
 """Teach a small language model to sort digits: badly by examples, then better by rewards and pairs.
 
-    python examples/post_training.py --steps 120 --out post_training.png
+    python examples/post_training.py --steps 100 --out post_training.png
 
-A prompt is six digits, a response the same digits in order. A small transformer is first trained,
+A prompt is a few digits, a response the same digits in order. A small transformer is first trained,
 for too short a time, on right responses. From there it is improved twice, each time with the
 trained one as its reference: by GRPO, from the rewards of its own responses, which a program
 checks (`clipped_surrogate_loss`, `group_advantages`, and `kl_estimate` as a penalty); and by DPO,
@@ -27,16 +27,14 @@ from rich.table import Table
 
 import jaxloss
 
-DIGITS = 6
 END = 10  # The token between a prompt and its response.
 HEADS, GROUP = 4, 8
 BLUE, RED = "#1f6fb4", "#c8372d"
 
-likelihood = jaxloss.Loss(jaxloss.softmax_cross_entropy_with_integer_labels)
 surrogate = jaxloss.Loss(jaxloss.clipped_surrogate_loss, "sequence_mean")
 penalty = jaxloss.Loss(jaxloss.kl_estimate, "sequence_mean")
 divergence = jaxloss.Loss(jaxloss.kl_estimate, "sequence_sum")
-preference = jaxloss.Loss(jaxloss.dpo_loss, beta=0.1)
+preference = jaxloss.Loss(jaxloss.dpo_loss, beta=1.0)
 
 
 class Block(nnx.Module):
@@ -52,9 +50,9 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    def __init__(self, features: int, layers: int, rngs: nnx.Rngs):
+    def __init__(self, length: int, features: int, layers: int, rngs: nnx.Rngs):
         self.tokens = nnx.Embed(END + 1, features, rngs=rngs)
-        self.places = nnx.Embed(2 * DIGITS + 1, features, rngs=rngs)
+        self.places = nnx.Embed(length, features, rngs=rngs)
         self.blocks = nnx.List([Block(features, rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(features, rngs=rngs)
         self.out = nnx.Linear(features, END, rngs=rngs)
@@ -72,36 +70,35 @@ class Policy(NamedTuple):
     """The model as functions of its parameters."""
 
     graph: Any
+    digits: int
 
-    def logits(self, params: Any, tokens: Array) -> Array:
-        """Of the digits of the responses."""
-        return nnx.merge(self.graph, params)(tokens[:, :-1])[:, DIGITS:]
+    def prompts(self, key: Array, count: int) -> Array:
+        return jax.random.randint(key, (count, self.digits), 0, END)
 
     def log_probs(self, params: Any, tokens: Array) -> Array:
-        logits, labels = self.logits(params, tokens), tokens[:, DIGITS + 1 :]
+        """Of the tokens of the responses."""
+        logits = nnx.merge(self.graph, params)(tokens[:, :-1])[:, self.digits :]
+        labels = tokens[:, self.digits + 1 :]
         return -jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     def responses(self, params: Any, prompts: Array, key: Array) -> Array:
         """Prompts with sampled responses."""
-        model = nnx.merge(self.graph, params)
+        model, n = nnx.merge(self.graph, params), self.digits
 
         def one_more(i: Array, tokens: Array) -> Array:
-            logits = model(tokens)[:, DIGITS + i]
+            logits = model(tokens)[:, i]
             digits = jax.random.categorical(jax.random.fold_in(key, i), logits)
-            return tokens.at[:, DIGITS + 1 + i].set(digits)
+            return tokens.at[:, i + 1].set(digits)
 
-        tokens = jnp.pad(prompts, ((0, 0), (0, DIGITS + 1))).at[:, DIGITS].set(END)
-        return lax.fori_loop(0, DIGITS, one_more, tokens)
+        tokens = jnp.pad(prompts, ((0, 0), (0, n + 1))).at[:, n].set(END)
+        return lax.fori_loop(n, 2 * n, one_more, tokens)
 
 
 def rewards_of(tokens: Array) -> Array:
     """1 for the digits in order, else 0."""
-    in_order = jnp.sort(tokens[:, :DIGITS], -1)
-    return jnp.all(tokens[:, DIGITS + 1 :] == in_order, -1).astype(jnp.float32)
-
-
-def prompts_of(key: Array, count: int) -> Array:
-    return jax.random.randint(key, (count, DIGITS), 0, END)
+    n = tokens.shape[1] // 2
+    in_order = jnp.sort(tokens[:, :n], -1)
+    return jnp.all(tokens[:, n + 1 :] == in_order, -1).astype(jnp.float32)
 
 
 def answered(prompts: Array) -> Array:
@@ -125,11 +122,11 @@ def updating(
 
 def pretraining(policy: Policy, optimizer: Any, prompts: int) -> Step:
     def objective(params: Any, tokens: Array) -> Array:
-        return likelihood(policy.logits(params, tokens), tokens[:, DIGITS + 1 :])
+        return -policy.log_probs(params, tokens).mean()
 
     update = updating(objective, optimizer)
     return lambda params, state, key: update(
-        params, state, answered(prompts_of(key, prompts * GROUP))
+        params, state, answered(policy.prompts(key, prompts * GROUP))
     )
 
 
@@ -145,13 +142,15 @@ def grpo(policy: Policy, reference: Any, optimizer: Any, prompts: int) -> Step:
 
     def step(params: Any, state: Any, key: Array) -> tuple[Any, Any]:
         asked, sampled = jax.random.split(key)
-        repeated = jnp.repeat(prompts_of(asked, prompts), GROUP, 0)
+        repeated = jnp.repeat(policy.prompts(asked, prompts), GROUP, 0)
         tokens = policy.responses(params, repeated, sampled)
         advantages = jaxloss.group_advantages(rewards_of(tokens).reshape(-1, GROUP)).ravel()
         old = policy.log_probs(params, tokens)
-        for _ in range(2):
-            params, state = update(params, state, tokens, old, advantages)
-        return params, state
+
+        def again(_: Array, both: tuple[Any, Any]) -> tuple[Any, Any]:
+            return update(*both, tokens, old, advantages)
+
+        return lax.fori_loop(0, 2, again, (params, state))
 
     return step
 
@@ -160,8 +159,9 @@ def dpo(policy: Policy, reference: Any, optimizer: Any, pairs: Array, size: int)
     """Pairs of right and wrong responses, [pairs, 2, tokens], some of them at a time."""
 
     def objective(params: Any, batch: Array) -> Array:
-        def totals(params: Any) -> list[Array]:
-            return [policy.log_probs(params, batch[:, i]).sum(-1) for i in range(2)]
+        def totals(params: Any) -> Array:
+            of_both = policy.log_probs(params, batch.reshape(-1, batch.shape[-1])).sum(-1)
+            return of_both.reshape(-1, 2).T
 
         return preference(*totals(params), *lax.stop_gradient(totals(reference)))
 
@@ -176,7 +176,7 @@ def dpo(policy: Policy, reference: Any, optimizer: Any, pairs: Array, size: int)
 def pairs_of(policy: Policy, params: Any, prompts: int) -> Array:
     """A right and a wrong response to each prompt to which the model had both."""
     asked, sampled = jax.random.split(jax.random.key(2))
-    repeated = jnp.repeat(prompts_of(asked, prompts), GROUP, 0)
+    repeated = jnp.repeat(policy.prompts(asked, prompts), GROUP, 0)
     tokens = jax.jit(policy.responses)(params, repeated, sampled)
     right = rewards_of(tokens).reshape(-1, GROUP)
     of_both = np.flatnonzero((right.max(1) == 1) & (right.min(1) == 0))
@@ -191,7 +191,7 @@ class Scores(NamedTuple):
 
 
 def evaluating(policy: Policy, reference: Any) -> Callable[[Any], Scores]:
-    prompts = prompts_of(jax.random.key(3), 1024)
+    prompts = policy.prompts(jax.random.key(3), 512)
 
     @jax.jit
     def scores(params: Any) -> tuple[Array, Array]:
@@ -213,7 +213,7 @@ def training(
         for i in range(1, steps + 1):
             params, state = run(params, state, jax.random.fold_in(jax.random.key(1), i))
             progress.advance(bar)
-            if evaluate is not None and (i % max(steps // 20, 1) == 0 or i == steps):
+            if evaluate is not None and (i % max(steps // 10, 1) == 0 or i == steps):
                 scores[i] = evaluate(params)
                 progress.update(bar, log=f"reward {scores[i].reward:.1%}, KL {scores[i].kl:.3f}")
     return params, scores
@@ -222,7 +222,7 @@ def training(
 def draw(runs: dict[str, dict[int, Scores]], out: str) -> None:
     # A figure of its own, without pyplot, needs no display.
     fig = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
-    fig.suptitle("A small transformer that sorts six digits, after a short pre-training")
+    fig.suptitle("A small transformer that sorts digits, after a short pre-training")
     labels = {"reward": "responses that are right", "kl": "KL from the reference (nats a response)"}
     for ax, (field, label) in zip(fig.subplots(1, 2), labels.items(), strict=True):
         for (name, scores), color, mark in zip(runs.items(), (BLUE, RED), "os", strict=True):
@@ -240,8 +240,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Improve a small language model by GRPO and by DPO.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pretraining", type=int, default=400, help="steps of the first model")
-    parser.add_argument("--steps", type=int, default=120, help="steps of GRPO, and of DPO")
+    parser.add_argument("--digits", type=int, default=6, help="of a prompt")
+    parser.add_argument("--pretraining", type=int, default=50, help="steps of the first model")
+    parser.add_argument("--steps", type=int, default=100, help="steps of GRPO, and of DPO")
     parser.add_argument("--prompts", type=int, default=32, help="in a batch")
     parser.add_argument("--pairs", type=int, default=2000, help="prompts to make pairs of")
     parser.add_argument("--features", type=int, default=64, help="of a token")
@@ -252,9 +253,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
-    sizes = args.features, args.layers
+    sizes = 2 * args.digits + 1, args.features, args.layers
     graph, params = nnx.split(nnx.jit(lambda: Transformer(*sizes, nnx.Rngs(0)))())
-    policy = Policy(graph)
+    policy = Policy(graph, args.digits)
     adam = optax.adam(1e-3)
     step = pretraining(policy, adam, args.prompts)
     first, _ = training("examples", step, adam, params, args.pretraining)
@@ -270,14 +271,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name, step in steps.items()
     }
     draw(runs, args.out)
-    table = Table(title=f"Six digits in order; DPO from {len(pairs)} pairs")
+    table = Table(title=f"{args.digits} digits in order")
     for column in ("", "reward", "KL from the first"):
         table.add_column(column, justify="right")
     before, *after = (runs["GRPO"][0], *(scores[args.steps] for scores in runs.values()))
     for name, score in zip(("before", *runs), (before, *after), strict=True):
         table.add_row(name, f"{score.reward:.1%}", f"{score.kl:.3f}")
     print(table)
-    print(f"picture: {args.out}")
+    print(f"DPO from {len(pairs)} pairs; picture: {args.out}")
     return {"runs": runs, "pairs": len(pairs)}
 
 

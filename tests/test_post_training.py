@@ -82,3 +82,22 @@ def test_everything_of_the_families_is_on_the_page():
         module = getattr(jaxloss, name).__module__.rpartition(".")[2]
         if module in ("preference", "policy", "experts"):
             assert f"`{name}`" in text or f"jaxloss.{name}" in text, name
+
+
+@pytest.mark.slow
+def test_example(tmp_path):
+    """Both ways, right responses become more frequent, for a divergence from the first model."""
+    for package in ("sklearn", "flax"):
+        pytest.importorskip(package, reason="needs jaxloss[examples]")
+    from tests.test_examples import load
+
+    out = tmp_path / "post_training.png"
+    few = "--digits 3 --pretraining 60 --steps 20 --prompts 16 --pairs 200 --features 32 --layers 1"
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = load("post_training").main([*few.split(), "--out", str(out)])
+    assert list(result["runs"]) == ["GRPO", "DPO"] and result["pairs"] > 100
+    for scores in result["runs"].values():
+        assert scores[20].reward > scores[0].reward + 0.03
+        assert scores[0].kl == 0 and 0.01 < scores[20].kl < 1
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert out.stat().st_size > 20_000
