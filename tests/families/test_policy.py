@@ -128,6 +128,17 @@ def test_advantages_of_tokens_or_of_sequences():
         jaxloss.kl_estimate(X, OLD, kind="k4")
 
 
+def test_advantages_have_no_derivative():
+    live = {"where": WHERE}
+
+    def total(a):
+        losses = surrogate(X, OLD, a, **live), surrogate(X, OLD, a, level="sequence", **live)
+        others = jaxloss.cispo_loss(X, OLD, a), jaxloss.policy_gradient_loss(X, a)
+        return sum(jnp.sum(loss) for loss in (*losses, *others))
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(A), 0)
+
+
 def test_infinite_log_probabilities_without_a_weight():
     x = np.float32([-np.inf, -np.inf, -1])
     for fn, weights in (
