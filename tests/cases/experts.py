@@ -85,7 +85,7 @@ CASES = [
         _of_tokens(jaxloss.load_balancing_loss),
         _of_tokens(_naive_balance),
         _balance,
-        [(x, k) for x in TOKENS for k in range(len(TAKEN))],
+        [(TOKENS[1], k) for k in range(len(TAKEN))] + [(x, 1) for x in TOKENS],
         predictions="logits",
         targets="integer",
         size=6,
