@@ -6,6 +6,7 @@ from tests.cases import (
     contrastive,
     direction,
     divergence,
+    experts,
     fenchel_young,
     focal,
     likelihood,
@@ -13,6 +14,8 @@ from tests.cases import (
     margin,
     metric,
     overlap,
+    policy,
+    preference,
     ranking,
     regression,
     sequence,
@@ -36,6 +39,9 @@ FAMILIES = (
     ranking,
     sequence,
     linear,
+    preference,
+    policy,
+    experts,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
