@@ -1,8 +1,10 @@
 """Small changes of Python source, each of which a test should notice."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 OTHER: dict[type, str] = {
     ast.Add: "-",
@@ -58,21 +60,35 @@ class Change:
 
 def changes(module: str, source: str) -> Iterator[Change]:
     """All changes of a module, in the order of its lines."""
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    lines = source.splitlines()
-
-    def position(line: int | None, column: int | None) -> int:
-        assert line is not None and column is not None
-        # Columns count bytes.
-        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
-
+    text = Text(source)
     for node in _computing(ast.parse(source)):
-        for kind, part, after in _of(node, source):
-            start = position(part.lineno, part.col_offset)
-            stop = position(part.end_lineno, part.end_col_offset)
+        for kind, part, after in _of(node, text.of):
+            start, stop = text.span(part)
             yield Change(module, part.lineno, kind, start, stop, source[start:stop], after)
+
+
+class Text:
+    """Source, by the nodes of its tree."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self.lines = source.splitlines(keepends=True)
+        self.starts = list(accumulate(map(len, self.lines), initial=0))
+
+    def span(self, part: ast.expr) -> tuple[int, int]:
+        assert part.end_lineno is not None and part.end_col_offset is not None
+        return (
+            self._position(part.lineno, part.col_offset),
+            self._position(part.end_lineno, part.end_col_offset),
+        )
+
+    def _position(self, line: int, column: int) -> int:
+        # Columns count bytes.
+        return self.starts[line - 1] + len(self.lines[line - 1].encode()[:column].decode())
+
+    def of(self, part: ast.expr) -> str:
+        start, stop = self.span(part)
+        return self.source[start:stop]
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
@@ -88,11 +104,8 @@ def _computing(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _computing(child)
 
 
-def _of(node: ast.AST, source: str) -> Iterator[tuple[str, ast.expr, str]]:
+def _of(node: ast.AST, plain: Callable[[Any], str]) -> Iterator[tuple[str, ast.expr, str]]:
     """The changes of a node: what kind, the part that is replaced, and by what."""
-
-    def plain(part) -> str:
-        return ast.get_source_segment(source, part) or ""
 
     def text(part) -> str:
         return f"({plain(part)})"

@@ -35,9 +35,9 @@ def test_what_is_changed_is_python(module):
     source = (mutants.ROOT / "jaxloss" / module).read_text()
     all_changes = list(changes(module, source))
     assert len(all_changes) > 50
-    for change in all_changes:
-        changed = change.applied(source)
-        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)), change
+    before = ast.dump(ast.parse(source))
+    for change in all_changes[::10]:
+        assert ast.dump(ast.parse(change.applied(source))) != before, change
 
 
 def test_a_sample_is_repeatable():
