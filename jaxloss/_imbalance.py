@@ -54,7 +54,7 @@ def class_weights_from_counts(
     >>> print(jaxloss.class_weights_from_counts(counts))
     [ 0.37037036  3.7037036  33.333332  ]
     >>> print(jaxloss.class_weights_from_counts(counts, method="effective_number"))
-    [0.04442954 0.30628252 2.649288  ]
+    [0.0444296 0.3062825 2.649288  ]
     """
     if method not in ("balanced", "effective_number"):
         raise ValueError(f"method must be 'balanced' or 'effective_number', got {method!r}")

@@ -65,8 +65,9 @@ class Loss:
     - `weights`: one for each example, or for the leading axes of the losses. An example of
       weight zero adds nothing, even if it holds NaN, but counts in "mean".
     - `where`: booleans, likewise. A masked example adds nothing and does not count. Of a `fn`
-      whose examples have parts, the items of a list or the pixels of an image, also a mask of
-      these: an example without any is masked.
+      whose examples have parts, the items of a list, the tokens of a sequence
+      (`level="sequence"`) or the pixels of an image, also a mask of these: an example without any
+      is masked.
     - `class_where`: passed on to `fn` as its mask of classes.
     - `segments`: for the reductions of sequences, where several are packed into a row: integers
       of the shape of the losses. Tokens of one row with the same number are a sequence; by

@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks.__main__ import REPEATS, parser, path_of
 from benchmarks.works import NAIVE, OURS
 from tests.cases import FIRST_ROWS
+from tests.rows import slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,13 +70,15 @@ def test_every_function_is_timed():
         assert not optax_too, f"{work.name} has optax's function in the table, and not here"
 
 
+@pytest.mark.parametrize(
+    "size", [lambda work: work.sizes[0], pytest.param(lambda work: work.full, marks=slow)]
+)
 @pytest.mark.parametrize("work", works.works(), ids=str)
-def test_every_function_takes_its_batch(work):
-    for size in (work.sizes[0], work.full):
-        batch = work.batch(size)
-        for name in (OURS, NAIVE):
-            losses = jax.eval_shape(programs.mean_of(work.losses[name]), *batch)
-            assert losses.shape == () and losses.dtype == jnp.float32
+def test_every_function_takes_its_batch(work, size):
+    batch = work.batch(size(work))
+    for name in (OURS, NAIVE):
+        losses = jax.eval_shape(programs.mean_of(work.losses[name]), *batch)
+        assert losses.shape == () and losses.dtype == jnp.float32
 
 
 def stub(**losses):

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
-from tests.cases import FIRST_ROWS
+from tests.cases import FIRST_OF_EACH_KIND, FIRST_ROWS
 from tests.cases._case import SAMPLES
 from tests.declared import FUNCTIONS, arguments, takes
 
@@ -41,6 +41,8 @@ ELEMENTWISE = [public(c) for c in PLAIN if c.elementwise]
 DENSE = [public(c) for c in PLAIN if not c.elementwise and not c.integer]
 INTEGER = [public(c) for c in PLAIN if c.integer]
 EVERY = [*ELEMENTWISE, *DENSE, *INTEGER]
+# One of each kind runs every time: the checks are the same pieces in all of them.
+OF_EACH_KIND = [public(c) for c in FIRST_OF_EACH_KIND if c in PLAIN]
 CROSS_ENTROPY = jaxloss.softmax_cross_entropy_with_integer_labels
 
 
@@ -54,8 +56,12 @@ def struct(*shape, dtype=F):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def ids(value):
-    return getattr(getattr(value, "func", value), "__name__", None)
+def each(fns):
+    def name(fn):
+        return getattr(getattr(fn, "func", fn), "__name__", None)
+
+    rows = [pytest.param(fn, marks=() if fn in OF_EACH_KIND else slow) for fn in fns]
+    return pytest.mark.parametrize("fn", rows, ids=name)
 
 
 def fails(error, words, fn, *args, **settings):
@@ -71,7 +77,7 @@ def fails(error, words, fn, *args, **settings):
 
 
 @pytest.mark.parametrize("dtype", [I, jnp.bool_, jnp.uint8, jnp.complex64])
-@pytest.mark.parametrize("fn", EVERY, ids=ids)
+@each(EVERY)
 def test_predictions_must_be_floating(fn, dtype):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     words = [str(jnp.dtype(dtype)), "(2, 3)", "must be floating point"]
@@ -82,13 +88,13 @@ def test_predictions_must_be_floating(fn, dtype):
     ("labels", "logits"),
     [((2, 1), (2,)), ((2,), (2, 1)), ((3,), (4,)), ((2, 3), (2, 4)), ((1, 2, 3), (2, 3))],
 )
-@pytest.mark.parametrize("fn", [f for f in EVERY if f not in INTEGER], ids=ids)
+@each([f for f in EVERY if f not in INTEGER])
 def test_dense_labels_of_a_wrong_shape(fn, labels, logits):
     words = [str(labels), str(logits), list(parameters(fn))[1]]
     fails(ValueError, words, fn, struct(*logits), struct(*labels))
 
 
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 @pytest.mark.parametrize(
     ("labels", "logits"),
     [
@@ -106,17 +112,13 @@ def test_integer_labels_of_a_wrong_shape(fn, labels, logits):
 
 
 @pytest.mark.parametrize("dtype", [F, B])
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_labels_that_are_not_integers(fn, dtype):
     words = ["labels must be integers", str(jnp.dtype(dtype)), "(2,)"]
     fails(TypeError, words, fn, struct(2, 3), struct(2, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    "fn",
-    [f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)],
-    ids=ids,
-)
+@each([f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)])
 def test_class_numbers_given_to_a_dense_function(fn):
     """The message gives the one-hot labels to write, and they are right."""
     words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
@@ -132,7 +134,7 @@ def test_class_numbers_given_to_a_dense_function(fn):
         assert fn(p, one_hot, **options).shape == (2, 3)
 
 
-@pytest.mark.parametrize("fn", [f for f in EVERY if "where" in parameters(f)], ids=ids)
+@each([f for f in EVERY if "where" in parameters(f)])
 def test_where(fn):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     masked = lambda x, y, m: fn(x, y, where=m)
@@ -145,7 +147,7 @@ def test_where(fn):
 
 
 @pytest.mark.parametrize("axis", [2, -3, (0, 0), (1, -1), (0, 2), ()])
-@pytest.mark.parametrize("fn", [f for f in EVERY if "axis" in parameters(f)], ids=ids)
+@each([f for f in EVERY if "axis" in parameters(f)])
 def test_axis(fn, axis):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     fails(ValueError, [f"axis {axis}", "rank 2"], fn, struct(2, 3), labels, axis=axis)
@@ -261,7 +263,7 @@ def test_settings_along_trailing_axes(fn, option):
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1), (2, 1), (1, 3), (2, 3)])
-@pytest.mark.parametrize("fn", ELEMENTWISE, ids=ids)
+@each(ELEMENTWISE)
 def test_allowed_elementwise_shapes(fn, shape):
     p, z = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.full(shape, 0.25)
     got = fn(p, z)
@@ -271,7 +273,7 @@ def test_allowed_elementwise_shapes(fn, shape):
 
 
 @pytest.mark.parametrize("dtype", [B, jnp.uint8, I, jnp.float16, jnp.bfloat16, F])
-@pytest.mark.parametrize("fn", [*ELEMENTWISE, *DENSE], ids=ids)
+@each([*ELEMENTWISE, *DENSE])
 def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
     p, one = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.array([[0, 1, 0]])
     want = fn(p, jnp.tile(one, (2, 1)).astype(F))
@@ -284,7 +286,7 @@ def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
     "dtype",
     [jnp.uint8, *(pytest.param(d, marks=slow) for d in (jnp.int8, jnp.int16, I, jnp.uint32))],
 )
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_allowed_integer_labels(fn, dtype):
     p = jnp.full((2, 200), 1 / 200).at[:, 100].set(0.25)
     labels = jnp.array([100, 100])
@@ -294,7 +296,7 @@ def test_allowed_integer_labels(fn, dtype):
 
 
 @pytest.mark.parametrize("bad", [-1, *(pytest.param(k, marks=slow) for k in (3, -100, 2**31 - 1))])
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_a_bad_label_is_reported_by_checkify_and_nan_without_it(fn, bad):
     p = jnp.array([[0.5, 0.25, 0.25]] * 3)
     good, labels = jnp.array([0, 1, 2]), jnp.array([0, bad, 2])

@@ -53,12 +53,14 @@ def test_finite_results_pass_the_debug_flags(fn):
         jax.jit(value_and_gradients(fn))(*batch_of(fn, 4))
 
 
+@pytest.mark.few(14)
 @each(ctc_loss="what its recursion keeps for the derivative holds -inf, which JAX looks at")
 def test_finite_results_pass_the_debug_flags_eagerly(fn):
     with jax.debug_nans(True), jax.debug_infs(True):
         value_and_gradients(fn)(*batch_of(fn, 4))
 
 
+@pytest.mark.few(14)
 @each()
 def test_exported_with_a_symbolic_batch(fn):
     (b,) = export.symbolic_shape("b")
@@ -74,6 +76,7 @@ def test_exported_with_a_symbolic_batch(fn):
         close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
 
 
+@pytest.mark.few(14)
 @each()
 def test_explicit_sharding_of_the_batch(fn):
     n = jax.device_count()

@@ -8,14 +8,13 @@ from mpmath import mp, mpf
 from tests.cases import CASES
 from tests.cases._case import Case
 from tests.cases._exact import exactly, groups, reference, target, ulps
-
-EXACT = pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.xdist_group(c.name)) for c in CASES], ids=str
-)
+from tests.programs import as_users
+from tests.rows import each_formula, every_row, over, repeats, slow
 
 
 def assert_exact(case: Case, quantity: str, fn, dtype):
-    got = [np.asarray(jax.jit(fn)(x, y), np.float64).ravel() for x, y in groups(case, dtype)]
+    with jax.enable_x64(dtype is np.float64):
+        got = [np.asarray(as_users(fn)(x, y), np.float64).ravel() for x, y in groups(case, dtype)]
     pairs = zip(np.concatenate(got), reference(case, quantity), strict=True)
     errors = [ulps(float(a), *b, dtype) for a, b in pairs]
     worst = int(np.argmax(errors))  # A NaN counts as the largest.
@@ -25,19 +24,18 @@ def assert_exact(case: Case, quantity: str, fn, dtype):
     )
 
 
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param is np.float64):
-        yield request.param
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=slow)])
 
 
-@EXACT
+@every_row
+@DTYPES
 def test_value(case, dtype):
     assert_exact(case, "value", case.fn, dtype)
 
 
-@EXACT
-@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+@every_row
+@DTYPES
+@pytest.mark.parametrize("mode", [jax.grad, pytest.param(jax.jacfwd, marks=slow)])
 def test_gradient(case, dtype, mode):
     assert_exact(case, "gradient", jax.vmap(mode(case.fn)), dtype)
 
@@ -50,25 +48,28 @@ HESSIANS = {
 }
 
 
-@EXACT
-@pytest.mark.parametrize("mode", HESSIANS)
+@each_formula
+@pytest.mark.parametrize(
+    "mode", ["forward over reverse", *(pytest.param(m, marks=slow) for m in list(HESSIANS)[1:])]
+)
 def test_hessian(case, mode):
     assert_exact(case, "hessian", jax.vmap(HESSIANS[mode](case.fn)), np.float32)
 
 
-@EXACT
+@slow
+@every_row
 def test_hessian_in_float64(case):
-    with jax.enable_x64(True):
-        assert_exact(case, "hessian", jax.vmap(jax.hessian(case.fn)), np.float64)
+    assert_exact(case, "hessian", jax.vmap(jax.hessian(case.fn)), np.float64)
 
 
-@EXACT
+@every_row
+@DTYPES
 def test_target_gradient(case, dtype):
     if not case.integer:
         assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.gradient and c.hessian], ids=str)
+@over([c for c in CASES if c.gradient and c.hessian], repeats)
 def test_terms_are_derivatives(case):
     """The table itself: its gradient and Hessian terms are derivatives of its value."""
     for x, y in [p for p in case.points if np.all(np.abs(p[0]) < 10)][::7]:

@@ -116,6 +116,7 @@ def test_weights_and_masks_that_do_not_fit(name, shape):
         (2, {"weights": np.zeros(2, "f"), "where": np.array([True, False])}),
     ],
 )
+@pytest.mark.few(10)
 def test_nothing_left_gives_zero(reduction, rows, kwargs):
     x = jnp.full((rows, 3), jnp.nan if rows else 0.0)
 
@@ -159,6 +160,7 @@ FUNCTIONS = [
     ("fn", "how"),
     [(integer_ce, "ignore_index"), *itertools.product(FUNCTIONS, ["where", "weights"])],
 )
+@pytest.mark.few(5)
 def test_contents_of_dead_examples_change_nothing(fn, how):
     targets = Y if fn is integer_ce else SOFT
     loss, kwargs, bad_targets = Loss(fn), {}, targets
@@ -370,6 +372,7 @@ def test_trains_with_optax():
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"weights": W, "where": M}])
+@pytest.mark.few(4)
 def test_shares_of_mapped_axis_add_up(reduction, kwargs):
     fold = lambda a: jnp.asarray(a).reshape(2, 2, *a.shape[1:])
     share = jax.vmap(Loss(integer_ce, reduction, axis_name="d"), axis_name="d")

@@ -83,6 +83,7 @@ def test_over_mapped_axes():
 
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"where": M, "weights": W}])
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
+@pytest.mark.few(4)
 def test_parts_of_a_loss(reduction, kwargs):
     loss = Loss(ce, reduction, ignore_index=-1)
 
@@ -103,6 +104,7 @@ def test_parts_of_a_loss(reduction, kwargs):
 
 @pytest.mark.parametrize("implementation", ["tokens", "vocab", "dense"])
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"ignore_index": 1}])
+@pytest.mark.few(6)
 def test_parts_of_a_linear_loss(kwargs, implementation):
     hidden, weight, labels = X, RNG.normal(size=(3, 5)).astype("f"), abs(Y)
     fn = partial(jaxloss.linear_cross_entropy, labels=labels, implementation=implementation)

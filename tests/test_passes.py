@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxloss._core import passes
 from tests.devices import mesh
+from tests.programs import as_users
 
 X = jnp.float32([-3.0, -0.0, 0.0, 1e-30, 0.5, 80.0, jnp.inf])
 Z = jnp.float32([0.0, 1.0, 0.25, 0.5, 1.0, 0.0, 0.0])
@@ -31,7 +32,7 @@ def summed(x, z):
 
 def written(formula, *shapes) -> int:
     """Bytes of the arrays that the compiled program writes on its way."""
-    return jax.jit(formula).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    return as_users(formula).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_without_a_pass_of_its_own_arrays_are_written():
@@ -55,7 +56,7 @@ def test_the_numbers_are_the_formula_s(wide):
     with jax.enable_x64(wide):
         x, z = (a.astype(jnp.float64 if wide else jnp.float32) for a in (X, Z))
         own = passes.own_pass(value)
-        for f in (jax.jit, jax.vmap, lambda f: jax.jit(jax.vmap(f)), lambda f: f):
+        for f in (as_users, jax.vmap, lambda f: as_users(jax.vmap(f)), lambda f: f):
             np.testing.assert_array_equal(f(own)(x, z), f(value)(x, z))
         assert jnp.all(jnp.isnan(own(x * jnp.nan, z)))
         assert own(x[:0], z[:0]).shape == (0,)
@@ -84,12 +85,12 @@ def test_in_loops_and_on_devices():
     scanned = jax.lax.scan(lambda c, xz: (c, own(*xz)), 0.0, (x, z))[1]
     np.testing.assert_array_equal(scanned, expected)
     spec = PartitionSpec("d")
-    mapped = jax.jit(jax.shard_map(own, mesh=m, in_specs=(spec, spec), out_specs=spec))
+    mapped = as_users(jax.shard_map(own, mesh=m, in_specs=(spec, spec), out_specs=spec))
     np.testing.assert_array_equal(mapped(x, z), expected)
     explicit = mesh(AxisType.Explicit, d=8)
     with jax.set_mesh(explicit):
         put = partial(jax.device_put, device=NamedSharding(explicit, PartitionSpec("d")))
-        np.testing.assert_array_equal(jax.jit(own)(put(x), put(z)), expected)
+        np.testing.assert_array_equal(as_users(own)(put(x), put(z)), expected)
 
 
 @pytest.mark.parametrize("n", [1, passes.SHORT, passes.SHORT + 1, 100])
@@ -102,7 +103,7 @@ def test_sums(n, axis):
     def terms(x, w, top):
         return jnp.exp(x - top), w, top  # The last is one number a row, and counts n times.
 
-    got = jax.jit(lambda *a: passes.sums(terms, axis, *a))(x, w, top)
+    got = as_users(lambda *a: passes.sums(terms, axis, *a))(x, w, top)
     for g, term in zip(got, terms(x, w, top), strict=True):
         full = jnp.broadcast_to(term, x.shape)
         np.testing.assert_allclose(g, jnp.sum(full, axis, keepdims=True), rtol=1e-5, atol=1e-5)
@@ -149,7 +150,7 @@ def test_pieces():
 def test_largest_is_loud(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     x.reshape(-1, shape[-1])[1, ::2] = -np.inf
-    run = jax.jit(lambda x: passes.largest(x, x.ndim - 1))
+    run = as_users(lambda x: passes.largest(x, x.ndim - 1))
     np.testing.assert_array_equal(run(x), np.max(x, -1))
     for entry in (0, 1, shape[-1] // 2, -1):
         for other in (0.0, np.inf, -np.inf):

@@ -56,6 +56,7 @@ def written_out(reduction, segments, weights, where):
 @pytest.mark.parametrize("where", [None, M], ids=["", "where"])
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.few(24)
 def test_reductions(reduction, segments, where, weights, wrap):
     x = X if where is None else np.where(where, X, np.nan)
     loss = Loss(square, reduction)
@@ -81,6 +82,7 @@ def test_reductions(reduction, segments, where, weights, wrap):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 0)])
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.few(10)
 def test_nothing_left_gives_zero(packed, shape, reduction):
     def value(x):
         segments = jnp.zeros(shape, int) if packed else None
@@ -109,6 +111,7 @@ def test_classes_ignored_labels_and_leading_axes():
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.few(4)
 def test_shares_of_mapped_axis_add_up(reduction):
     fold = lambda a: a.reshape(2, 2, *a.shape[1:])
     arrays = X, Y, M, SEGMENTS["packed"]

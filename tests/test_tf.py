@@ -217,6 +217,7 @@ def sigmoid_labels(shape):
     ],
     ids=["sigmoid", "weighted", "softmax", "sparse"],
 )
+@pytest.mark.few(4)
 def test_half_precision_is_computed_in_float32(fn, labels, dtype):
     x = (8 * jnp.cos(jnp.arange(12.0)).reshape(4, 3)).astype(dtype)
     wide = x.astype(jnp.float32)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jaxloss
 from jaxloss import Loss, Mean, _value_and_grad, value_and_grad
 from tests.devices import mesh
+from tests.programs import as_users
 
 # Divisible by 8 microbatches on 8 devices, and by 3 on them.
 ROWS, LENGTH, FEATURES, CLASSES = 192, 3, 5, 4
@@ -147,6 +148,7 @@ CUTS += [(m, 8, kind) for m in (None, 3) for kind in (False, AxisType.Auto, Axis
 
 @pytest.mark.parametrize(("microbatches", "devices", "kind"), CUTS, ids=str)
 @pytest.mark.parametrize("objective", [one_term, three_terms, packed])
+@pytest.mark.few(16)
 def test_is_that_of_the_whole_batch(objective, microbatches, devices, kind):
     arrays = batch(microbatches, devices)
     options = {} if objective is one_term else {"weights": WEIGHTS}
@@ -253,6 +255,7 @@ def test_gradients_of_half_precision_add_up_in_float32(dtype):
 
 @pytest.mark.parametrize("microbatches", [None, 2])
 @pytest.mark.parametrize("wrap", [jax.checkpoint, jax.jit, lambda f: f])
+@pytest.mark.few(2)
 def test_can_be_differentiated_again(wrap, microbatches):
     arrays = batch(2, 1)
     step = value_and_grad(wrap(three_terms), weights=WEIGHTS, microbatches=microbatches)
@@ -439,7 +442,7 @@ def test_beside_optax():
 
 
 def hlo(step, *args):
-    return jax.jit(step).lower(*args).compile()
+    return as_users(step).lower(*args).compile()
 
 
 def matmuls(text):

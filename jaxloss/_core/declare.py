@@ -22,7 +22,7 @@ FILL: dict[str, Callable[[int], float]] = {
     "sign": lambda n: 1.0,
     "bit": lambda n: 0.0,
     "distribution": lambda n: 1 / max(n, 1),
-    "log distribution": lambda n: -math.log(max(n, 1)),
+    "log distribution": lambda n: -math.log(max(n, 2)),
     "integer": lambda n: 0,
     "padding": lambda n: 0.0,
 }

@@ -218,7 +218,7 @@ class DeclaredCall(Call):
     def weighed(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         if self.takes.together:
             return self._of_all(weights, where)
-        if self.takes.parts:
+        if self.takes.parts or self.options.get("level") == "sequence":
             return self._of_parts(weights, where)
         self._check_where(where)
         return weighed_losses(self.losses, self.arguments, self._fill, weights=weights, where=where)
@@ -244,7 +244,7 @@ class DeclaredCall(Call):
 
     def _of_all(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         """Rows that meet each other: what does not count is no row for the function either."""
-        rows = self.first.shape[:1]
+        rows = self.first.shape[:-1]
         live = where = None if where is None else per_example("where", where, rows)
         if weights is not None:
             weights = per_example("weights", jnp.asarray(weights), rows)
@@ -256,7 +256,7 @@ class DeclaredCall(Call):
         return losses, None if weights is None else weights.astype(losses.dtype), where
 
     def _of_parts(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
-        """Lists of items, or images: a mask of items or pixels is the function's own."""
+        """Lists of items, tokens or pixels: a mask of these is the function's own."""
         run, arguments = self, dict(self.arguments)
         losses = jax.eval_shape(self.losses, arguments)
         if where is not None and self._reduced(losses):

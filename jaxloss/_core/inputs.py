@@ -13,14 +13,25 @@ from jaxloss._core.reports import report
 
 def elementwise(x_name, x, z_name, z, where):
     """Check and convert a prediction, its label and the mask; broadcast them together."""
-    x = checks.predictions(x_name, x)
-    z = checks.numeric(z_name, z, x.dtype)
-    shape = checks.common_shape(x_name, x, z_name, z)
+    (x, z), where = entries(where, **{x_name: x, z_name: z})
+    return x, z, where
+
+
+def entries(where, **operands):
+    """Check and convert what each example has, and the mask; broadcast them together.
+
+    The first are predictions, the others numbers, in their dtype.
+    """
+    (name, first), *others = operands.items()
+    x = checks.predictions(name, first)
+    converted = [(k, checks.numeric(k, v, x.dtype)) for k, v in others]
+    for k, a in converted:
+        x = jnp.broadcast_to(x, checks.common_shape(name, x, k, a))
     if where is not None:
         where = checks.boolean("where", where)
-        checks.fits("where", where, x_name, shape)
-        where = jnp.broadcast_to(where, shape)
-    return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
+        checks.fits("where", where, name, x.shape)
+        where = jnp.broadcast_to(where, x.shape)
+    return [x, *(jnp.broadcast_to(a, x.shape) for _, a in converted)], where
 
 
 def mask(where, *arrays):

@@ -71,6 +71,19 @@ def _softplus_rule(primals, tangents):
     return softplus(x), sigmoid(x) * dx
 
 
+@jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """`exp(x) - 1`."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_rule(primals, tangents):
+    # The usual rule, expm1(x) + 1, has lost the digits of a small exponential.
+    (x,), (dx,) = primals, tangents
+    return expm1(x), jnp.exp(x) * dx
+
+
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
     return with_fast_value(_relu, lambda x: jnp.maximum(x, passes.nan_of(x)))(x)

@@ -77,8 +77,8 @@ def cosine_distance(
         Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
 
     >>> import jax, jaxloss
-    >>> print(jaxloss.cosine_distance(jax.numpy.array([3.0, 4.0]), jax.numpy.array([3.0, 4.001])))
-    7.197e-09
+    >>> print(jaxloss.cosine_distance(jax.numpy.array([3.0, 4.0]), jax.numpy.array([3.0, 4.25])))
+    0.00041579
     """
     p, t, live, floor, axis = _pair(predictions, targets, epsilon, axis, where)
     return _cosine(p, t, live, floor, axis=axis, distance=True)

@@ -36,8 +36,8 @@ def plain_bytes(n, _, v):
     ("model", "implementation", "share"),
     [
         ("gemma2_2b", "tokens", 0.25),
-        ("gemma2_2b", "vocab", 0.02),
-        ("gemma2_2b_32k_tokens", "tokens", 0.07),
+        pytest.param("gemma2_2b", "vocab", 0.02, marks=pytest.mark.slow),
+        pytest.param("gemma2_2b_32k_tokens", "tokens", 0.07, marks=pytest.mark.slow),
     ],
 )
 def test_memory_of_a_large_head(name, model, implementation, share):
@@ -50,6 +50,7 @@ def test_memory_of_a_large_head(name, model, implementation, share):
     assert row["matmul_flops"] == 2 * n * d * v * {"tokens": 3, "vocab": 4}[implementation]
 
 
+@pytest.mark.slow
 @TARGETS
 def test_memory_of_the_plain_program(name):
     """Which is what the shares above are of."""
@@ -68,6 +69,7 @@ def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     assert row["collectives"] == "2 all-reduce"
 
 
+@pytest.mark.slow
 @EVERY_TARGET
 def test_memory_of_ctc_is_less_than_the_logits(name):
     """Two numbers for a state and two for a label of each frame; nothing is padded to tiles."""

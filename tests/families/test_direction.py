@@ -54,6 +54,7 @@ def test_cosine_of_half_precision():  # optax: 0
 @pytest.mark.parametrize(
     ("fn", "value"), [(jaxloss.cosine_similarity, 0), (jaxloss.cosine_distance, 1)]
 )
+@pytest.mark.few(2)
 def test_cosine_of_a_zero_vector(fn, value, epsilon):  # optax, and Keras's gradient: NaN
     zero, v = jnp.zeros(3), f32(1, 2, 2)
     fn = partial(fn, epsilon=epsilon)

@@ -268,6 +268,7 @@ def test_one_number_for_a_batch_cannot_be_weighed():
     close(keras.Dice(axis=(1, 2))(abs(T), abs(P), [1, 0]), keras.dice(abs(T[:1]), abs(P[:1])) / 2)
 
 
+@pytest.mark.slow
 def test_masked_frames_of_ctc_are_paddings():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(4, 6, 4)).astype("f"), np.array([[1, 2], [3, 0], [1, 1], [2, 0]])

@@ -111,6 +111,7 @@ ours, theirs = jaxloss.keras, keras.losses
     ],
     ids=["bce logits", "bce", "cce logits", "cce", "scce logits", "scce", "mse", "huber"],
 )
+@pytest.mark.few(3)
 def test_the_same_curve_as_keras(outputs, activation, y, reference, losses):
     want = curve(dense(outputs, activation), reference, y)
     assert want[-1] < 0.9 * want[0]
@@ -234,6 +235,7 @@ def zeros(loss, **settings):
 
 @pytest.mark.parametrize("loss", FORMS, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("eager", [False, True], ids=["jit", "eager"])
+@pytest.mark.few(2)
 def test_class_weights_of_sequences_are_refused(loss, eager):
     """Keras makes one weight of each sequence, that of the class of its place with the largest."""
     weights = {0: 1.0, 1: 5.0, 2: 2.0}

@@ -99,6 +99,7 @@ def test_integer_predictions_do_not_truncate_the_targets():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("loss", MEANS + ROWS, ids=lambda f: f.__name__)
+@pytest.mark.few(4)
 def test_half_precision_is_computed_in_float32(loss, dtype):
     p = jnp.array([[1.0, 0, 0.125], [0.5, 0.25, 0.25]], dtype)
     t = jnp.array([[1.0, 0, 0], [0, 0, 1]], dtype)
@@ -224,6 +225,7 @@ def test_rows_that_are_no_probabilities():
 @pytest.mark.parametrize("axis", [-1, 1])
 @pytest.mark.parametrize("ignore_class", [None, 2])
 @pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.few(2)
 def test_smoothed_integer_labels(from_logits, ignore_class, axis):
     """Keras 3.16: those of the smoothed one-hot, which is not made."""
     rng = np.random.default_rng(0)
@@ -337,6 +339,7 @@ def test_one_class():
 
 
 @pytest.mark.parametrize("loss", MEANS + ROWS, ids=lambda f: f.__name__)
+@pytest.mark.few(4)
 def test_jit_and_vmap(loss):
     t, p = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5)).astype("f")
     want = loss(t, p)

@@ -13,6 +13,7 @@ from jax.experimental import checkify
 
 import jaxloss
 from jaxloss._core.reduce import Reduction
+from tests.programs import as_users
 
 SWEEPS = ["tokens", "vocab"]
 N, D, V = 13, 5, 23
@@ -82,6 +83,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(7)
 def test_all_pairs_of_options(sweep, names):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64)
@@ -97,6 +99,7 @@ def test_all_pairs_of_options(sweep, names):
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("sweep", [*SWEEPS, "dense"])
+@pytest.mark.few(4)
 def test_reductions_in_float32(sweep, reduction):
     if (sweep, reduction) == ("vocab", "none"):
         pytest.skip("raises, as test_errors shows")
@@ -137,6 +140,7 @@ SOME_SIZES = [1, 2, 3, 7, 100, 127, 128, 129, 255, 300, 128256]
 @pytest.mark.parametrize(
     "v", [pytest.param(v, marks=[] if v in SOME_SIZES else [pytest.mark.slow]) for v in SIZES]
 )
+@pytest.mark.few(5)
 def test_zero_weights_give_the_logarithm_of_the_vocabulary(v):
     hidden, weight, labels = np.ones((2, 1), np.float32), np.zeros((1, v), np.float32), [0, v - 1]
     for sweep, chunk in (("tokens", 1), ("vocab", 100)):
@@ -188,6 +192,7 @@ def test_masked_tokens_change_nothing(sweep):
 
 @pytest.mark.parametrize("label", [-1, V, 2**30])
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(3)
 def test_a_bad_label_is_loud(sweep, label):
     hidden, weight, labels = operands()
     labels[3] = label
@@ -316,6 +321,7 @@ def gradient(f):
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
 @pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
+@pytest.mark.few(4)
 def test_derivatives_of_all_kinds(sweep, mode):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)
@@ -357,7 +363,7 @@ def test_without_jit():
 
 
 def matmuls(fn, *args):
-    return jax.jit(fn).lower(*args).compile().as_text().count(" dot(")
+    return as_users(fn).lower(*args).compile().as_text().count(" dot(")
 
 
 def test_number_of_matmuls():
@@ -383,7 +389,7 @@ def test_number_of_matmuls():
 
 def temporary(fn, *shapes):
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.jit(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
+    return as_users(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_memory_is_what_the_docstring_says():

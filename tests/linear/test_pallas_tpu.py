@@ -71,6 +71,7 @@ def test_options(names):
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_shapes_and_dtypes(shape, dtypes, vocab_first):
     n, d, v = shape
     hidden, weight, labels = operands(n=n, d=d, v=v)

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxloss
 from tests.devices import mesh
 from tests.linear.test_cross_entropy import assert_close, operands, settings
+from tests.programs import as_users
 
 P = PartitionSpec
 N, D, V = 64, 16, 80
@@ -36,7 +37,7 @@ def reference(options):
 
 def collectives(fn, *args):
     """Kinds and shapes of what devices send each other."""
-    text = jax.jit(fn).lower(*args).compile().as_text()
+    text = as_users(fn).lower(*args).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
     return {(kind, shape) for types, kind in found for shape in re.findall(r"\[([\d,]*)\]", types)}
@@ -45,6 +46,7 @@ def collectives(fn, *args):
 @pytest.mark.parametrize(
     "static", [{"chunk_size": 32}, {"implementation": "vocab", "chunk_size": 4}]
 )
+@pytest.mark.few(1)
 def test_vocabulary_in_shard_map(static):
     specs = P(), P(None, "x"), {name: P("x") for name in OPTIONS}
 
@@ -123,6 +125,7 @@ def of_operands(reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_automatic(split, reduction):
     _, args = placed(AxisType.Auto, split)
     expected, gradients = reference({})
@@ -133,6 +136,7 @@ def test_automatic(split, reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_explicit(split, reduction):
     m, args = placed(AxisType.Explicit, split)
     expected, gradients = reference({})
@@ -148,7 +152,7 @@ def test_explicit(split, reduction):
 def test_explicit_tokens_add_up_their_gradients_once():
     m, args = placed(AxisType.Explicit, "tokens")
     with jax.set_mesh(m):
-        text = jax.jit(of_operands("mean")).lower(*args).compile().as_text()
+        text = as_users(of_operands("mean")).lower(*args).compile().as_text()
     bodies = [part for part in text.split("\n\n") if "all-reduce(" in part]
     assert len(bodies) == 1 and "ENTRY" in bodies[0]
 
@@ -165,7 +169,7 @@ def test_memory_of_a_split_vocabulary():
         m = mesh(x=devices)
         split = jax.shard_map(local, mesh=m, in_specs=specs, out_specs=P())
         shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, v)))
-        compiled = jax.jit(jax.value_and_grad(split, (0, 1))).lower(*shapes).compile()
+        compiled = as_users(jax.value_and_grad(split, (0, 1))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(8) <= temporary(1) / 6
