@@ -10,6 +10,7 @@ import pytest
 
 import jaxloss
 from tests.cases import CASES
+from tests.programs import as_users
 from tests.rows import each_kind, follows_its_kind, over, slow
 from tests.test_transforms import close, rng, sweep
 
@@ -84,7 +85,7 @@ def test_sums_over_many_classes(case, classes):
     if classes not in case.sizes:
         pytest.skip("more than its sums are for")
     x, y = case.random(rng(), 2, size=classes)
-    got = jax.jit(sweep(case))(x, y)
+    got = as_users(sweep(case))(x, y)
     with jax.enable_x64(True):
         targets = y if case.integer else y.astype(np.float64)
         want = jax.jit(sweep(case))(x.astype(np.float64), targets)

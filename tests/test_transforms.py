@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.cases import CASES, FIRST_ROWS
 from tests.devices import mesh
+from tests.programs import as_users
 from tests.rows import each_kind, each_kind_of_function, every_row, follows_its_kind, over, slow
 
 BATCH = 16
@@ -225,7 +226,7 @@ def test_sizes_against_the_formula_in_float64(case, classes):
     if classes not in case.sizes:
         pytest.skip("more than a row of this loss can have")
     x, y = case.random(rng(), 13, size=classes)
-    got = jax.jit(sweep(case))(x, y)
+    got = as_users(sweep(case))(x, y)
     with jax.enable_x64(True):
         x, y = np.asarray(x, np.float64), y if case.integer else np.float64(y)
         naive = jax.vmap(case.naive)

@@ -49,7 +49,8 @@ def smoothed_nll(x: Array, w: Array, axis: ClassAxis) -> Array:
         return total(of_live, axis) / _at_least_one(total(live.astype(x.dtype), axis))
 
     def fast(x, w):
-        row = soft_row(x, w, axis, lambda x, w: w * live_class(x))
+        # A CPU adds up plain products one after the other: 25 ulps off at 32,000 classes.
+        row = soft_row(x, w, axis, lambda x, w: passes.times(w, live_class(x)))
         share = 1 / _at_least_one(sums(lambda x: (live_class(x),), axis, x)[0])
         gradient = softmax_residual(x, jnp.where(x > -jnp.inf, w, 0), row, row.of_labels)
         return share * row.loss, share * gradient
