@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import jaxloss
 from mutants.changes import Change, changes
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +36,7 @@ def tests_of(module: str) -> list[str]:
     """Arguments of pytest: the tests of a module's family, or for the core all of the library's."""
     package, _, name = module.removeprefix("jaxloss/").removesuffix(".py").rpartition("/")
     if package == "_families":
-        import importlib
-
-        import jaxloss
-
-        home = importlib.import_module(f"jaxloss._families.{name}").__name__
+        home = f"jaxloss._families.{name}"
         own = [n for n in jaxloss.__all__ if getattr(jaxloss, n).__module__ == home]
         file = f"tests/families/test_{name}.py"
         files = [file] if (ROOT / file).exists() else []

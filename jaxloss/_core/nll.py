@@ -50,8 +50,8 @@ def smoothed_nll(x: Array, w: Array, axis: ClassAxis) -> Array:
 
     def fast(x, w):
         # A CPU adds up plain products one after the other: 25 ulps off at 32,000 classes.
-        row = soft_row(x, w, axis, lambda x, w: passes.times(w, live_class(x)))
-        share = 1 / _at_least_one(sums(lambda x: (live_class(x),), axis, x)[0])
+        row = soft_row(x, w, axis, lambda x, w: passes.times(w, _live_class(x)))
+        share = 1 / _at_least_one(sums(lambda x: (_live_class(x),), axis, x)[0])
         gradient = softmax_residual(x, jnp.where(x > -jnp.inf, w, 0), row, row.of_labels)
         return share * row.loss, share * gradient
 
@@ -62,7 +62,7 @@ def _at_least_one(count: Array) -> Array:
     return jnp.maximum(count, 1)
 
 
-def live_class(x: Array) -> Array:
+def _live_class(x: Array) -> Array:
     """1, but 0 for a logit of -inf: by arithmetic, see `passes`."""
     return 1 - jnp.minimum(jnp.maximum(-largest(x.dtype) - x, 0), 1)
 

@@ -76,8 +76,7 @@ def dpo_loss(
     >>> print(jaxloss.dpo_loss(jnp.array([-10.0, -20.0]), -12.0, -11.0, -11.0))
     [0.59814 1.17110]
     """
-    operands = chosen, rejected, reference_chosen, reference_rejected
-    four, where = _against_reference(operands, where)
+    four, where = _against_reference(where, chosen, rejected, reference_chosen, reference_rejected)
     beta = checks.setting("beta", beta, "chosen", four[0], checks.NONNEGATIVE)
     smoothing = _smoothing(label_smoothing, four[0])
     return _logistic(four, beta, smoothing, None, where)
@@ -126,8 +125,7 @@ def robust_dpo_loss(
     >>> print(jaxloss.robust_dpo_loss(chosen, -12.0, -11.0, -11.0, label_smoothing=0.25))
     [0.49814 1.57110 ]
     """
-    operands = chosen, rejected, reference_chosen, reference_rejected
-    four, where = _against_reference(operands, where)
+    four, where = _against_reference(where, chosen, rejected, reference_chosen, reference_rejected)
     beta = checks.setting("beta", beta, "chosen", four[0], checks.NONNEGATIVE)
     smoothing = _smoothing(label_smoothing, four[0], HALF)
     return _robust(four, beta, smoothing, where)
@@ -186,8 +184,7 @@ def ipo_loss(
     >>> print(jaxloss.ipo_loss(jnp.array([-10.0, -20.0]), -12.0, -11.0, -11.0))
     [  9. 169.]
     """
-    operands = chosen, rejected, reference_chosen, reference_rejected
-    four, where = _against_reference(operands, where)
+    four, where = _against_reference(where, chosen, rejected, reference_chosen, reference_rejected)
     positive = checks.positive_range(four[0].dtype)
     return _ipo(four, checks.setting("beta", beta, "chosen", four[0], positive), where)
 
@@ -234,8 +231,7 @@ def dpo_hinge_loss(
     >>> print(jaxloss.dpo_hinge_loss(jnp.array([-10.0, -20.0]), -12.0, -11.0, -11.0))
     [0.8 1.8]
     """
-    operands = chosen, rejected, reference_chosen, reference_rejected
-    four, where = _against_reference(operands, where)
+    four, where = _against_reference(where, chosen, rejected, reference_chosen, reference_rejected)
     beta = checks.setting("beta", beta, "chosen", four[0], checks.NONNEGATIVE)
     return _hinge(four, beta, where)
 
@@ -608,9 +604,14 @@ def _pair(chosen, rejected, where):
     return inputs.entries(where, chosen=chosen, rejected=rejected)
 
 
-def _against_reference(operands, where):
-    names = "chosen", "rejected", "reference_chosen", "reference_rejected"
-    return inputs.entries(where, **dict(zip(names, operands, strict=True)))
+def _against_reference(where, chosen, rejected, reference_chosen, reference_rejected):
+    return inputs.entries(
+        where,
+        chosen=chosen,
+        rejected=rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
 
 
 def _smoothing(value, like, allowed=checks.SHARE):
