@@ -62,6 +62,18 @@ def test_finite_results_pass_the_debug_flags_eagerly(fn):
 
 @pytest.mark.few(14)
 @each()
+def test_an_eager_call_compiles_only_once(fn, caplog):
+    """Nor does its gradient: a branch or a reduction made anew would be, at each step."""
+    run, batch = value_and_gradients(fn), batch_of(fn, 4)
+    run(*batch)
+    with jax.log_compiles():
+        run(*batch)
+    compiled = [record.getMessage() for record in caplog.records]
+    assert not [message for message in compiled if message.startswith("Compiling")]
+
+
+@pytest.mark.few(14)
+@each()
 def test_exported_with_a_symbolic_batch(fn):
     (b,) = export.symbolic_shape("b")
 
