@@ -120,6 +120,7 @@ def test_logits_of_minus_infinity_in_the_plain_loss(axis, weighted):
     fn = partial(jaxloss.softmax_cross_entropy_with_integer_labels, label_smoothing=0.25, axis=axis)
     excluded = np.where(LIVE, logits, -np.inf).astype(np.float32)
 
+    @jax.jit
     def run(x, live=None, weights=weights):
         def loss(x):
             x, mask = (x, live) if axis else (x.T, None if live is None else live.T)
