@@ -31,13 +31,14 @@ def plain_bytes(n, _, v):
     return 6 * n * v
 
 
+@pytest.mark.slow
 @EVERY_TARGET
 @pytest.mark.parametrize(
     ("model", "implementation", "share"),
     [
         ("gemma2_2b", "tokens", 0.25),
-        pytest.param("gemma2_2b", "vocab", 0.02, marks=pytest.mark.slow),
-        pytest.param("gemma2_2b_32k_tokens", "tokens", 0.07, marks=pytest.mark.slow),
+        ("gemma2_2b", "vocab", 0.02),
+        ("gemma2_2b_32k_tokens", "tokens", 0.07),
     ],
 )
 def test_memory_of_a_large_head(name, model, implementation, share):
@@ -60,6 +61,7 @@ def test_memory_of_the_plain_program(name):
     assert plain <= row["temporary_bytes"] <= 1.01 * plain
 
 
+@pytest.mark.slow
 @TARGETS
 def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     """Nor does the gradient of the weight travel more than once."""
@@ -117,6 +119,7 @@ def test_a_chunk_on_a_gpu_is_three_matmuls_and_three_sweeps(name):
     assert all(logits // 2 in k.reads and logits not in k.reads for k in last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [target("v5e")])
 def test_a_chunk_on_a_tpu_is_three_matmuls_and_one_sweep(name):
     """The first matmul finds the maximum, and the others form the gradient as they read."""
@@ -181,6 +184,7 @@ def consumed(loss):
 @TARGETS
 @pytest.mark.parametrize("loss", LOOKS)
 @pytest.mark.parametrize("use", [returned, consumed])
+@pytest.mark.few(9)
 def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
     of, looks = LOOKS[loss]
     if (name, loss, use) == ("h100", "softmax_cross_entropy", consumed):

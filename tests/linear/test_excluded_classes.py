@@ -112,6 +112,7 @@ def test_which_functions_smooth():
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.few(3)
 def test_logits_of_minus_infinity_in_the_plain_loss(axis, weighted):
     """In value and derivatives, as `where`, and as the loss of the other classes."""
     rng = np.random.default_rng(0)
