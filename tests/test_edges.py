@@ -162,7 +162,7 @@ def test_gradient_of_a_probability_out_of_the_domain_is_nan(p, z):
 
 
 @over(FIRST_ROWS)
-@pytest.mark.few(14)
+@pytest.mark.few(9)
 def test_nan_is_loud_in_its_own_example(case):
     """In a mean and in the gradient, also where XLA's CPU reductions would drop it."""
     # Rows are summed up in another way if they are long.
