@@ -356,7 +356,7 @@ def test_vmap_over_labels_and_settings(sweep):
 
 
 def test_without_jit():
-    hidden, weight, labels = operands()
+    hidden, weight, labels = operands(n=5)
     expected = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
     with jax.disable_jit():
         got = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
@@ -367,25 +367,30 @@ def matmuls(fn, *args):
     return as_users(fn).lower(*args).compile().as_text().count(" dot(")
 
 
-def test_number_of_matmuls():
+@pytest.mark.parametrize(
+    ("sweep", "of", "number"),
+    [
+        ("tokens", (0, 1), 3),
+        ("tokens", (), 1),
+        ("tokens", (0,), 2),
+        ("tokens", (1,), 2),
+        ("vocab", (0,), 3),
+        ("vocab", (1,), 3),
+        ("vocab", (0, 1), 4),
+        ("none", (0, 1), 4),
+    ],
+)
+@pytest.mark.few(2)
+def test_number_of_matmuls(sweep, of, number):
     hidden, weight, labels = operands(n=64, d=16, v=96)
+    extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
+    size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
 
-    def of(sweep, of, **s):
-        extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
-        size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
+    def loss(h, w):
+        losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
+        return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
 
-        def loss(h, w):
-            losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
-            return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
-
-        return matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight)
-
-    assert of("tokens", ()) == 1
-    assert of("tokens", (0, 1)) == 3
-    assert of("tokens", (0,)) == of("tokens", (1,)) == 2
-    assert of("vocab", (0, 1)) == 4
-    assert of("vocab", (0,)) == of("vocab", (1,)) == 3
-    assert of("none", (0, 1)) == 4
+    assert matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight) == number
 
 
 def temporary(fn, *shapes):
@@ -393,6 +398,7 @@ def temporary(fn, *shapes):
     return as_users(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_docstring_says():
     n, d, v = 2048, 64, 4096
     shapes = ((n, d), np.float32), ((d, v), np.float32), ((n,), np.int32)
