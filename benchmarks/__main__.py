@@ -53,6 +53,12 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "compile": lambda w, a: compilation.rows(w, repeats=1 if a.quick else 3, quick=a.quick)
     },
 }
+ABOUT = {
+    "speed": "time a last layer's step at every size, and the other modes; about 20 minutes",
+    "memory": "what the compiled programs need, and the peaks of running ones",
+    "exactness": "errors in ulps of the exact results, and what peers get wrong",
+    "compile": "time tracing, lowering and compiling",
+}
 REPEATS = 9
 # Enough to see that all of it works.
 QUICK = (
@@ -81,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = out.add_subparsers(dest="command", title="commands", required=True)
     commands.add_parser("all", parents=[options], help="each of these; the default")
-    for name in MEASURES:
-        commands.add_parser(name, parents=[options], help=f"measure {name}")
+    for name, about in ABOUT.items():
+        commands.add_parser(name, parents=[options], help=about)
     commands.add_parser(
         "models", parents=[options], help="time models' own sizes, on an accelerator"
     )

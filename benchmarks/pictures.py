@@ -165,11 +165,11 @@ def speed(rows: Rows) -> Figure:
         if known:
             x, y = np.array(known).T
             size = 7 if at == most else 5
-            axes.plot(x, y, mark, ms=size, color=colour, label=f"of the best peer's, {at}")
+            axes.plot(x, y, mark, ms=size, color=colour, label=at)
     known = [(naive[loss], i) for i, loss in enumerate(names) if loss in naive]
     if known:
         x, y = np.array(known).T
-        label = f"of the naive formula's, {most}"
+        label = f"of the naive formula, {most}"
         axes.plot(x, y, "|", ms=8, mew=1.6, color=COLOURS[NAIVE], label=label)
     axes.axvline(1, color=mpl.rcParams["text.color"], lw=1.2)
     axes.set_xscale("log")
@@ -183,7 +183,7 @@ def speed(rows: Rows) -> Figure:
         f"JAX library has: {geometric_mean(ours.values()):.2f} of the fastest one's time, {most}",
         fontsize=11,
     )
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

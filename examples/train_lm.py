@@ -1,10 +1,13 @@
 """Train a small language model on Python's own library, without ever holding its logits.
 
-    python examples/train_lm.py --steps 150 --out lm.png
+    python examples/train_lm.py --steps 150 --microbatches 2 --out lm.png
 
 The text is the source of the standard library, cut into a vocabulary of 32,000 byte pairs; the
-model is a small causal transformer whose embeddings are also its last layer. One training step
-is compiled twice, with optax's loss of all logits and with `jaxloss.linear_cross_entropy`, and
+model is a small causal transformer whose embeddings are also its last layer. A row packs several
+files, which do not see each other. The loss has two terms, cross-entropy and z-loss, and comes,
+with perplexity and accuracy, from one sweep of `jaxloss.linear_statistics`;
+`jaxloss.value_and_grad` runs it in microbatches, whose numbers of tokens differ. One training
+step is compiled twice, with optax's loss of all logits of a microbatch and with this one, and
 compared in memory and time; then the model is trained with the latter.
 """
 
@@ -12,7 +15,6 @@ import argparse
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,26 +27,47 @@ from jax import Array
 from matplotlib.figure import Figure
 from rich import print
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, TextColumn, track
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import jaxloss
 
+Terms = dict[str, jaxloss.Mean]
+
 HEADS = 4
+END = 0  # The token that ends a file.
+WEIGHTS = {"z_loss": 1e-4}
 BLUE, RED = "#1f6fb4", "#c8372d"
 
 
-def fused(hidden: Array, embedding: Array, labels: Array) -> Array:
-    return jaxloss.linear_cross_entropy(hidden, embedding, labels, vocab_first=True)
+def fused(
+    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int | None
+) -> tuple[Terms, Terms]:
+    """Terms of the loss, and metrics, from statistics of logits that never exist at once."""
+    sweep = jaxloss.linear_statistics(
+        hidden, embedding, labels, vocab_first=True, where=where, chunk_size=chunk
+    )
+    terms = {
+        "cross_entropy": jaxloss.Mean.of(-sweep.log_prob, where=where),
+        "z_loss": jaxloss.Mean.of(sweep.logsumexp**2, where=where),
+    }
+    return terms, jaxloss.classification_metrics(sweep, labels, where=where)
 
 
-def plain(hidden: Array, embedding: Array, labels: Array) -> Array:
+def plain(
+    hidden: Array, embedding: Array, labels: Array, where: Array, chunk: int | None
+) -> tuple[Terms, Terms]:
     logits = hidden @ embedding.T
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    terms = {
+        "cross_entropy": jaxloss.Mean.of(losses, where=where),
+        "z_loss": jaxloss.Mean.of(jax.nn.logsumexp(logits, -1) ** 2, where=where),
+    }
+    return terms, {}
 
 
-LOSSES: dict[str, Callable[..., Array]] = {"plain": plain, "jaxloss": fused}
+LOSSES: dict[str, Callable[..., tuple[Terms, Terms]]] = {"plain": plain, "jaxloss": fused}
 
 
 class Block(nnx.Module):
@@ -54,8 +77,7 @@ class Block(nnx.Module):
         self.up = nnx.Linear(features, 4 * features, rngs=rngs)
         self.down = nnx.Linear(4 * features, features, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        mask = nnx.make_causal_mask(x[..., 0])
+    def __call__(self, x: Array, mask: Array | None) -> Array:
         x = x + self.attention(self.norms[0](x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
 
@@ -72,8 +94,12 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: Array) -> Array:
         x = self.tokens(tokens) + self.places(jnp.arange(tokens.shape[1]))
+        ended = jnp.cumsum(tokens == END, -1)
+        file = ended - (tokens == END)
+        same = nnx.make_attention_mask(file, file, jnp.equal)
+        mask = nnx.combine_masks(nnx.make_causal_mask(tokens), same)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         return self.norm(x)
 
 
@@ -106,8 +132,8 @@ def byte_pairs(files: Sequence[str], vocab: int) -> Tokenizer:
 
 def stream(tokenizer: Tokenizer, files: Sequence[str]) -> np.ndarray:
     """The tokens of all files, each followed by the one that ends it."""
-    end = tokenizer.token_to_id("<end>")
-    return np.concatenate([[*text.ids, end] for text in tokenizer.encode_batch(files)])
+    assert tokenizer.token_to_id("<end>") == END
+    return np.concatenate([[*text.ids, END] for text in tokenizer.encode_batch(files)])
 
 
 def batches(tokens: np.ndarray, count: int, size: int, length: int) -> np.ndarray:
@@ -121,16 +147,24 @@ class Training(NamedTuple):
 
     graph: Any
     optimizer: optax.GradientTransformation
-    loss: Callable[..., Array]
+    loss: Callable[..., tuple[Terms, Terms]]
+    microbatches: int
+    chunk: int | None  # of tokens
 
-    def value(self, params: Any, batch: Array) -> Array:
+    def objective(self, params: Any, batch: Array) -> tuple[Terms, Terms]:
         model = nnx.merge(self.graph, params)
-        return self.loss(model(batch[:, :-1]), model.tokens.embedding[...], batch[:, 1:])
+        tokens, labels = batch[:, :-1], batch[:, 1:]
+        # How a file begins cannot be told from the one before.
+        operands = model(tokens), model.tokens.embedding[...], labels, tokens != END
+        return self.loss(*operands, self.chunk)
 
-    def step(self, params: Any, state: Any, batch: Array) -> tuple[Any, Any, Array]:
-        value, gradients = jax.value_and_grad(self.value)(params, batch)
+    def step(self, params: Any, state: Any, batch: Array) -> tuple[Any, Any, Array, Terms]:
+        whole = jaxloss.value_and_grad(
+            self.objective, weights=WEIGHTS, microbatches=self.microbatches, has_aux=True
+        )
+        (value, (_, metrics)), gradients = whole(params, batch)
         updates, state = self.optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state, value, metrics
 
 
 class Cost(NamedTuple):
@@ -146,7 +180,7 @@ def compare(steps: dict[str, Any], args: tuple[Any, ...], rounds: int) -> dict[s
     for _ in track(range(rounds + 1), description="comparing the two losses"):
         for name, step in steps.items():
             start = time.perf_counter()
-            *_, value = jax.block_until_ready(step(*args))
+            _, _, value, _ = jax.block_until_ready(step(*args))
             seconds[name].append(time.perf_counter() - start)
             losses[name] = float(value)
     return {
@@ -159,24 +193,29 @@ def compare(steps: dict[str, Any], args: tuple[Any, ...], rounds: int) -> dict[s
     }
 
 
-def draw(losses: np.ndarray, held_out: dict[int, float], vocab: int, out: str) -> None:
+def totals(means: Sequence[Terms]) -> dict[str, float]:
+    """The values of metrics over several steps: the Means add up, and are divided here."""
+    first, *rest = means
+    return {name: float(sum((m[name] for m in rest), mean).value) for name, mean in first.items()}
+
+
+def draw(logged: dict[str, np.ndarray], held_out: dict[int, Any], vocab: int, out: str) -> None:
     # A figure of its own, without pyplot, needs no display.
-    fig = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
-    ax = fig.subplots()
-    ax.plot(np.arange(1, len(losses) + 1), losses, color=BLUE, lw=1.2, label="training batches")
-    ax.plot(
-        *zip(*held_out.items(), strict=True), "o-", color=RED, lw=1, ms=4, label="held-out files"
-    )
-    ax.axhline(np.log(vocab), color="0.4", ls=":", lw=1.2, label=f"guessing: log {vocab:,}")
-    ax.set(
-        title="A small transformer on the source of Python's library",
-        xlabel="training step",
-        ylabel="cross-entropy (nats per token)",
-        xlim=(0, None),
-    )
-    ax.legend(frameon=False)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+    fig = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
+    fig.suptitle("A small transformer on the source of Python's library")
+    units = {"loss": "cross-entropy (nats per token)", "accuracy": "accuracy (of the next token)"}
+    for ax, (name, unit) in zip(fig.subplots(1, 2), units.items(), strict=True):
+        steps = np.arange(1, len(logged[name]) + 1)
+        ax.plot(steps, logged[name], color=BLUE, lw=1.2, label="training batches")
+        unseen = [metrics[name] for metrics in held_out.values()]
+        ax.plot([*held_out], unseen, "o-", color=RED, lw=1, ms=4, label="held-out files")
+        if name == "loss":
+            guess = f"guessing: log {vocab:,}"
+            ax.axhline(np.log(vocab), color="0.4", ls=":", lw=1.2, label=guess)
+        ax.set(xlabel="training step", ylabel=unit, xlim=(0, None))
+        ax.legend(frameon=False)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(out)
 
 
@@ -189,6 +228,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=32_000, help="byte pairs to cut text into")
     parser.add_argument("--megabytes", type=float, default=6, help="how much text to read")
     parser.add_argument("--batch", type=int, default=16, help="sequences in a batch")
+    parser.add_argument("--microbatches", type=int, default=2, help="parts of a batch")
+    parser.add_argument("--chunk", type=int, help="tokens with logits at once, None for jaxloss's")
     parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
     parser.add_argument("--features", type=int, default=128, help="of a token")
     parser.add_argument("--layers", type=int, default=2, help="transformer blocks")
@@ -215,7 +256,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     size = args.batch, args.length
     data, unseen = batches(text, args.steps, *size), jnp.asarray(batches(test, 2, *size))
 
-    trainings = {name: Training(graph, optimizer, loss) for name, loss in LOSSES.items()}
+    trainings = {
+        name: Training(graph, optimizer, loss, args.microbatches, args.chunk)
+        for name, loss in LOSSES.items()
+    }
     first = params, state, jnp.asarray(data[0])
     steps = {
         name: jax.jit(training.step).lower(*first).compile() for name, training in trainings.items()
@@ -229,19 +273,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         table.add_row(name, *row)
     print(table)
 
-    evaluate = jax.jit(
-        lambda p: jnp.mean(jax.lax.map(partial(trainings["jaxloss"].value, p), unseen))
-    )
-    losses, held_out = [], {0: float(evaluate(params))}
+    of_batch = trainings["jaxloss"].objective
+    evaluate = jax.jit(lambda p: [of_batch(p, batch)[1] for batch in unseen])
+    logged, held_out = [], {0: totals(evaluate(params))}
     every = max(args.steps // 20, 1)
-    for i, batch in enumerate(track(data, description="training"), 1):
-        params, state, value = steps["jaxloss"](params, state, jnp.asarray(batch))
-        losses.append(float(value))
-        if i % every == 0 or i == args.steps:
-            held_out[i] = float(evaluate(params))
-    draw(np.array(losses), held_out, vocab, args.out)
-    print(f"held-out loss {held_out[0]:.3f} to {held_out[args.steps]:.3f}; picture: {args.out}")
-    return {"costs": costs, "losses": losses, "held_out": held_out, "vocab": vocab}
+    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[log]}")) as progress:
+        bar = progress.add_task("training", total=args.steps, log="")
+        for i, batch in enumerate(data, 1):
+            params, state, _, metrics = steps["jaxloss"](params, state, jnp.asarray(batch))
+            logged.append(metrics)
+            progress.advance(bar)
+            if i % every == 0 or i == args.steps:
+                held_out[i] = totals(evaluate(params))
+                now = totals(logged[-every:])
+                log = f"perplexity {now['perplexity']:,.1f}, accuracy {now['accuracy']:.1%}"
+                progress.update(bar, log=log)
+    curves = {name: np.array([float(m[name].value) for m in logged]) for name in logged[0]}
+    draw(curves, held_out, vocab, args.out)
+    table = Table(title="Held-out files")
+    for column in ("step", "loss", "perplexity", "accuracy"):
+        table.add_column(column, justify="right")
+    for i in (0, args.steps):
+        of = held_out[i]
+        row = f"{of['loss']:.3f}", f"{of['perplexity']:,.1f}", f"{of['accuracy']:.1%}"
+        table.add_row(str(i), *row)
+    print(table)
+    print(f"picture: {args.out}")
+    return {"costs": costs, "logged": curves, "held_out": held_out, "vocab": vocab}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 Functions take predictions first, then targets, and return one loss for each example, in
 nats. `Loss` adds settings, weights, masks and a reduction to any of them. `jaxloss.tf`
-has TensorFlow's names.
+has TensorFlow's names, `jaxloss.keras` those of Keras; both are imported when first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from jaxloss import _names
+from jaxloss._core.declare import takes
 from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
@@ -30,6 +35,7 @@ from jaxloss._families.divergence import (
     kl_divergence,
     kl_divergence_with_log_targets,
 )
+from jaxloss._families.experts import load_balancing_loss, router_z_loss
 from jaxloss._families.fenchel_young import (
     make_fenchel_young_loss,
     multiclass_sparsemax_loss,
@@ -61,6 +67,25 @@ from jaxloss._families.overlap import (
     multiclass_generalized_dice_loss,
     tversky_loss,
 )
+from jaxloss._families.policy import (
+    cispo_loss,
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    group_advantages,
+    kl_estimate,
+    policy_gradient_loss,
+)
+from jaxloss._families.preference import (
+    bradley_terry_loss,
+    cpo_loss,
+    dpo_hinge_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    orpo_loss,
+    robust_dpo_loss,
+    simpo_loss,
+)
 from jaxloss._families.ranking import (
     pairwise_hinge_loss,
     pairwise_logistic_loss,
@@ -75,63 +100,93 @@ from jaxloss._families.regression import (
     quantile_loss,
     squared_error,
     squared_log_error,
+    wing_loss,
 )
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
-from jaxloss._training import total_loss
+from jaxloss._mean import Mean
+from jaxloss._metrics import classification_metrics
+from jaxloss._training import total_loss, uncertainty_weighting
+from jaxloss._value_and_grad import value_and_grad
 from jaxloss.linear import linear_cross_entropy, linear_distillation, linear_statistics
+
+if TYPE_CHECKING:
+    from jaxloss import keras as keras
+    from jaxloss import tf as tf
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "Mean",
     "absolute_error",
     "absolute_percentage_error",
     "binary_cross_entropy",
     "binary_dice_loss",
+    "bradley_terry_loss",
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
     "circle_loss",
+    "cispo_loss",
+    "class_weights_from_counts",
+    "classification_metrics",
+    "clipped_surrogate_loss",
+    "clipped_value_loss",
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
+    "cpo_loss",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
     "dice_loss",
     "distillation_loss",
+    "dpo_hinge_loss",
+    "dpo_loss",
     "gaussian_nll",
     "generalized_cross_entropy",
     "generalized_kl_divergence",
+    "group_advantages",
     "hinge_loss",
     "huber_loss",
     "info_nce",
+    "ipo_loss",
     "jaccard_loss",
     "js_divergence",
     "kl_divergence",
     "kl_divergence_with_log_targets",
+    "kl_estimate",
+    "kto_loss",
     "l2_loss",
     "linear_cross_entropy",
     "linear_distillation",
     "linear_statistics",
+    "load_balancing_loss",
     "log_cosh",
+    "logit_adjustment",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
     "ntxent",
+    "orpo_loss",
     "pairwise_hinge_loss",
     "pairwise_logistic_loss",
     "perceptron_loss",
     "poisson_nll",
+    "policy_gradient_loss",
     "poly_loss_cross_entropy",
     "quantile_loss",
     "ranking_softmax_loss",
+    "robust_dpo_loss",
+    "router_z_loss",
     "safe_softmax_cross_entropy",
     "siglip_loss",
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",
+    "simpo_loss",
     "smooth_labels",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -141,7 +196,21 @@ __all__ = [
     "squared_hinge_loss",
     "squared_log_error",
     "supervised_contrastive_loss",
+    "takes",
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "uncertainty_weighting",
+    "value_and_grad",
+    "wing_loss",
 ]
+
+
+def __getattr__(name: str):
+    if name in _names.FACES:
+        return import_module(f"jaxloss.{name}")
+    raise AttributeError(_names.unknown(__name__, name, __all__))
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_names.FACES])

@@ -1,5 +1,7 @@
 """The cross-entropies of `tf.nn`, with TensorFlow's argument names and shape rules.
 
+Arrays may be given as lists. The `name` of an operation means nothing here, and is ignored.
+
 >>> import jax.numpy as jnp
 >>> from jaxloss import tf
 >>> print(tf.sigmoid_cross_entropy_with_logits(labels=jnp.zeros(1), logits=jnp.ones(1)))
@@ -11,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxloss
+from jaxloss._names import unknown
 
 __all__ = [
     "sigmoid_cross_entropy_with_logits",
@@ -20,7 +23,9 @@ __all__ = [
 ]
 
 
-def sigmoid_cross_entropy_with_logits(labels: ArrayLike, logits: ArrayLike) -> Array:
+def sigmoid_cross_entropy_with_logits(
+    labels: ArrayLike, logits: ArrayLike, name: str | None = None
+) -> Array:
     """`jaxloss.sigmoid_binary_cross_entropy`, for two arrays of one shape.
 
     Args:
@@ -43,12 +48,12 @@ def sigmoid_cross_entropy_with_logits(labels: ArrayLike, logits: ArrayLike) -> A
     >>> print(sigmoid_cross_entropy_with_logits(jnp.array([0.5]), jnp.array([0.0])))
     [0.693147]
     """
-    _same_shape(labels, logits)
+    labels, logits = _same_shape(labels, logits)
     return _as_logits(jaxloss.sigmoid_binary_cross_entropy(logits, labels), logits)
 
 
 def weighted_cross_entropy_with_logits(
-    labels: ArrayLike, logits: ArrayLike, pos_weight: ArrayLike
+    labels: ArrayLike, logits: ArrayLike, pos_weight: ArrayLike, name: str | None = None
 ) -> Array:
     """`jaxloss.sigmoid_binary_cross_entropy` with `pos_weight`, for arrays of one shape.
 
@@ -73,13 +78,14 @@ def weighted_cross_entropy_with_logits(
     >>> print(weighted_cross_entropy_with_logits(jnp.array([1.0]), jnp.array([0.0]), 2.0))
     [1.386294]
     """
-    _same_shape(labels, logits)
+    labels, logits = _same_shape(labels, logits)
+    pos_weight = _array("pos_weight", pos_weight)
     loss = jaxloss.sigmoid_binary_cross_entropy(logits, labels, pos_weight=pos_weight)
     return _as_logits(loss, logits)
 
 
 def softmax_cross_entropy_with_logits(
-    labels: ArrayLike, logits: ArrayLike, axis: int = -1
+    labels: ArrayLike, logits: ArrayLike, axis: int = -1, name: str | None = None
 ) -> Array:
     """`jaxloss.softmax_cross_entropy`; half precision is computed in float32 and cast back.
 
@@ -104,11 +110,13 @@ def softmax_cross_entropy_with_logits(
     >>> print(softmax_cross_entropy_with_logits(jnp.array([0.0, 0, 1]), jnp.array([1.0, 2, 3])))
     0.40761
     """
-    _same_shape(labels, logits)
+    labels, logits = _same_shape(labels, logits)
     return _as_logits(jaxloss.softmax_cross_entropy(logits, labels, axis), logits)
 
 
-def sparse_softmax_cross_entropy_with_logits(labels: ArrayLike, logits: ArrayLike) -> Array:
+def sparse_softmax_cross_entropy_with_logits(
+    labels: ArrayLike, logits: ArrayLike, name: str | None = None
+) -> Array:
     """`jaxloss.softmax_cross_entropy_with_integer_labels`, classes along the last axis.
 
     Args:
@@ -131,29 +139,42 @@ def sparse_softmax_cross_entropy_with_logits(labels: ArrayLike, logits: ArrayLik
     >>> print(sparse_softmax_cross_entropy_with_logits(jnp.array(2), jnp.array([1.0, 2, 3])))
     0.40761
     """
-    if jnp.ndim(logits) == 0:
+    labels, logits = _array("labels", labels), _array("logits", logits)
+    if logits.ndim == 0:
         raise ValueError("logits cannot be a scalar: their last axis holds the classes")
-    if jnp.ndim(labels) != jnp.ndim(logits) - 1:
+    if labels.ndim != logits.ndim - 1:
         raise ValueError(
-            f"Rank mismatch: labels of shape {jnp.shape(labels)} must have one axis fewer than "
-            f"logits of shape {jnp.shape(logits)}"
+            f"Rank mismatch: labels of shape {labels.shape} must have one axis fewer than "
+            f"logits of shape {logits.shape}"
         )
-    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+    if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"labels of shape {jnp.shape(labels)} do not match logits of shape "
-            f"{jnp.shape(logits)}: expected labels of shape {jnp.shape(logits)[:-1]}"
+            f"labels of shape {labels.shape} do not match logits of shape {logits.shape}: "
+            f"expected labels of shape {logits.shape[:-1]}"
         )
     loss = jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels)
     return _as_logits(loss, logits)
 
 
-def _same_shape(labels: ArrayLike, logits: ArrayLike) -> None:
-    if jnp.shape(labels) != jnp.shape(logits):
+def _array(name: str, x: ArrayLike) -> Array:
+    if x is None:
+        raise ValueError(f"{name} is missing")
+    return jnp.asarray(x)
+
+
+def _same_shape(labels: ArrayLike, logits: ArrayLike) -> tuple[Array, Array]:
+    labels, logits = _array("labels", labels), _array("logits", logits)
+    if labels.shape != logits.shape:
         raise ValueError(
-            f"logits and labels must have the same shape, got logits of shape "
-            f"{jnp.shape(logits)} and labels of shape {jnp.shape(labels)}"
+            f"logits and labels must have the same shape, got logits of shape {logits.shape} "
+            f"and labels of shape {labels.shape}"
         )
+    return labels, logits
 
 
-def _as_logits(loss: Array, logits: ArrayLike) -> Array:
-    return loss.astype(jnp.asarray(logits).dtype)
+def _as_logits(loss: Array, logits: Array) -> Array:
+    return loss.astype(logits.dtype)
+
+
+def __getattr__(name: str):
+    raise AttributeError(unknown(__name__, name, __all__))

@@ -1,6 +1,9 @@
 """The public face: names, signatures, docstrings, agreement with optax where it is right."""
 
 import inspect
+import operator
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,12 @@ import pytest
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
+from jaxloss._names import ELSEWHERE, short
 from tests.cases import CASES
+from tests.declared import FUNCTIONS
 
-# A function of labels, one that makes losses, and one that adds them up.
-NOT_LOSSES = ("smooth_labels", "make_fenchel_young_loss", "total_loss")
-LOSSES = [name for name in jaxloss.__all__ if name != "Loss"]
+LOSSES = [fn.__name__ for fn in FUNCTIONS]
+TOOLS = {"Loss", "Mean", "takes"}  # Their docstrings cite nothing.
 
 
 def test_all_is_sorted_and_complete():
@@ -28,7 +32,70 @@ def test_all_is_sorted_and_complete():
     assert public == set(jaxloss.__all__)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in NOT_LOSSES])
+LAZY = """
+import sys
+import jaxloss
+assert {"keras", "tf"} <= set(dir(jaxloss))
+assert not {"jaxloss.keras", "jaxloss.tf"} & set(sys.modules)
+assert jaxloss.tf.__name__ == "jaxloss.tf" and "jaxloss.keras" not in sys.modules
+print(jaxloss.keras.mean_squared_error([[1.0]], [[3.0]]), "keras" in sys.modules)
+"""
+
+
+def test_faces_are_loaded_on_first_use():
+    run = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=300)
+    assert run.stdout == "[4.] False\n", run.stderr[-2000:]
+
+
+def suggested(module, name):
+    with pytest.raises(AttributeError, match=f"no attribute {name!r}") as caught:
+        getattr(module, name)
+    return str(caught.value).rpartition("did you mean ")[2].removesuffix("?").split(" or ")
+
+
+MODULES = [jaxloss, jaxloss.keras, jaxloss.tf]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_names_of_other_modules_are_suggested(module):
+    """And what is suggested is there."""
+    for other in MODULES:
+        for name in (n for n in other.__all__ if not hasattr(module, n)):
+            assert f"{other.__name__}.{name}" in suggested(module, name)
+    for name in (n for n in ELSEWHERE if not hasattr(module, n)):
+        for path in suggested(module, name):
+            assert callable(operator.attrgetter(path.partition(".")[2])(jaxloss))
+    assert not hasattr(module, "__wrapped__") and not hasattr(module, "quite_another_thing")
+
+
+def test_no_name_elsewhere_is_ours():
+    assert not {short(name) for name in jaxloss.__all__} & set(ELSEWHERE)
+    assert all(short(name) == name for name in ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BCEWithLogitsLoss", "jaxloss.sigmoid_binary_cross_entropy"),
+        ("binary_cross_entropy_with_logits", "jaxloss.sigmoid_binary_cross_entropy"),
+        ("CrossEntropyLoss", "jaxloss.softmax_cross_entropy_with_integer_labels"),
+        ("cross_entropy", "jaxloss.softmax_cross_entropy_with_integer_labels"),
+        ("MSELoss", "jaxloss.squared_error"),
+        ("smooth_l1_loss", "jaxloss.huber_loss"),
+        ("CTCLoss", "jaxloss.ctc_loss"),
+        ("MeanSquaredError", "jaxloss.keras.MeanSquaredError"),
+        ("as_keras_loss", "jaxloss.keras.as_keras_loss"),
+        ("softmax_cross_entropy_with_logits", "jaxloss.tf.softmax_cross_entropy_with_logits"),
+        ("softmax_crossentropy", "jaxloss.softmax_cross_entropy"),
+        ("tripletmargin_lss", "jaxloss.triplet_margin_loss"),
+    ],
+)
+def test_an_unknown_name_suggests_what_is_meant(name, meant):
+    assert suggested(jaxloss, name) == [meant]
+    assert not hasattr(jaxloss, name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_has_a_case(name):
     assert any(case.function == name for case in CASES)
 
@@ -37,7 +104,7 @@ def test_every_loss_has_a_case(name):
 def test_docstrings(module):
     for name in module.__all__:
         doc = getattr(module, name).__doc__
-        wanted = ["Args", "Raises:", ">>> "] if name == "Loss" else ["Args", "eturns", "Referen"]
+        wanted = ["Args", "Raises:", ">>> "] if name in TOOLS else ["Args", "eturns", "Referen"]
         for part in wanted:
             assert part in doc, f"{name} lacks {part}"
 
@@ -52,7 +119,7 @@ def test_has_every_loss_of_optax():
     assert theirs <= set(jaxloss.__all__)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if hasattr(optax.losses, n)])
+@pytest.mark.parametrize("name", [n for n in jaxloss.__all__ if hasattr(optax.losses, n)])
 def test_signature_begins_like_optax(name):
     ours = inspect.signature(getattr(jaxloss, name)).parameters
     theirs = inspect.signature(getattr(optax.losses, name)).parameters

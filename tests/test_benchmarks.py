@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks.__main__ import REPEATS, parser, path_of
 from benchmarks.works import NAIVE, OURS
 from tests.cases import FIRST_ROWS
+from tests.rows import slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,13 +70,15 @@ def test_every_function_is_timed():
         assert not optax_too, f"{work.name} has optax's function in the table, and not here"
 
 
+@pytest.mark.parametrize(
+    "size", [lambda work: work.sizes[0], pytest.param(lambda work: work.full, marks=slow)]
+)
 @pytest.mark.parametrize("work", works.works(), ids=str)
-def test_every_function_takes_its_batch(work):
-    for size in (work.sizes[0], work.full):
-        batch = work.batch(size)
-        for name in (OURS, NAIVE):
-            losses = jax.eval_shape(programs.mean_of(work.losses[name]), *batch)
-            assert losses.shape == () and losses.dtype == jnp.float32
+def test_every_function_takes_its_batch(work, size):
+    batch = work.batch(size(work))
+    for name in (OURS, NAIVE):
+        losses = jax.eval_shape(programs.mean_of(work.losses[name]), *batch)
+        assert losses.shape == () and losses.dtype == jnp.float32
 
 
 def stub(**losses):
@@ -138,8 +141,15 @@ WRITES = {
     "gaussian_nll": "the difference, of which there are square and slope",
     "absolute_percentage_error": "overflow and a target of 0, by selects",
     "squared_log_error": "a difference of logarithms that is exact",
-    "poisson_nll": "an exponential for both; a term of no weight is 0, by a select",
-    "multiclass_sparsemax_loss": "the loop for the threshold carries the row",
+    "wing_loss": "a select of the side of the kink",
+    "hinge_loss": "a select of the side of the kink",
+    "squared_hinge_loss": "what the margin is missed by, of which there are square and slope",
+    "perceptron_loss": "a select of the side of the kink",
+    "multiclass_hinge_loss": "selects of the label's class and of the largest scores",
+    "multiclass_perceptron_loss": "selects of the label's class and of the largest scores",
+    "categorical_hinge_loss": "a score of -inf is excluded, by selects",
+    "sparsemax_loss": "selects of the sides of its corners",
+    "multiclass_sparsemax_loss": "a select of the label's class",
     "js_divergence": "the logarithm of a mixture, exact by selects",
     "distillation_loss": "a logit of -inf excludes a class, by selects; the gap of both rows",
 }
@@ -150,17 +160,13 @@ WRITES_TARGETS = {
     "softmax_cross_entropy",
     "safe_softmax_cross_entropy",
     "poly_loss_cross_entropy",
+    "poisson_nll",
     "squared_error",
     "l2_loss",
     "huber_loss",
     "log_cosh",
     "cosine_similarity",
     "cosine_distance",
-    "hinge_loss",
-    "squared_hinge_loss",
-    "perceptron_loss",
-    "categorical_hinge_loss",
-    "sparsemax_loss",
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "generalized_kl_divergence",
@@ -186,7 +192,7 @@ def test_the_tables_of_what_writes_name_losses():
     assert WRITES.keys() | WRITES_TARGETS <= {work.name for work in ARRAYS}
 
 
-@pytest.mark.parametrize("targets", ["given", "computed"])
+@pytest.mark.parametrize("targets", ["given", pytest.param("computed", marks=slow)])
 @pytest.mark.parametrize("work", ARRAYS, ids=str)
 def test_no_pass_writes_an_array(work, targets):
     """But those that the tables name, which are exact: what no longer writes leaves them."""

@@ -11,9 +11,12 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
-from tests.cases import FIRST_ROWS
+from tests.cases import FIRST_OF_EACH_KIND, FIRST_ROWS
+from tests.cases._case import SAMPLES
+from tests.declared import FUNCTIONS, arguments, takes
 
 slow = pytest.mark.slow
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 F, I, B = jnp.float32, jnp.int32, jnp.bool_  # noqa: E741
 
 
@@ -38,6 +41,8 @@ ELEMENTWISE = [public(c) for c in PLAIN if c.elementwise]
 DENSE = [public(c) for c in PLAIN if not c.elementwise and not c.integer]
 INTEGER = [public(c) for c in PLAIN if c.integer]
 EVERY = [*ELEMENTWISE, *DENSE, *INTEGER]
+# One of each kind runs every time: the checks are the same pieces in all of them.
+OF_EACH_KIND = [public(c) for c in FIRST_OF_EACH_KIND if c in PLAIN]
 CROSS_ENTROPY = jaxloss.softmax_cross_entropy_with_integer_labels
 
 
@@ -51,8 +56,12 @@ def struct(*shape, dtype=F):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def ids(value):
-    return getattr(getattr(value, "func", value), "__name__", None)
+def each(fns):
+    def name(fn):
+        return getattr(getattr(fn, "func", fn), "__name__", None)
+
+    rows = [pytest.param(fn, marks=() if fn in OF_EACH_KIND else slow) for fn in fns]
+    return pytest.mark.parametrize("fn", rows, ids=name)
 
 
 def fails(error, words, fn, *args, **settings):
@@ -68,7 +77,7 @@ def fails(error, words, fn, *args, **settings):
 
 
 @pytest.mark.parametrize("dtype", [I, jnp.bool_, jnp.uint8, jnp.complex64])
-@pytest.mark.parametrize("fn", EVERY, ids=ids)
+@each(EVERY)
 def test_predictions_must_be_floating(fn, dtype):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     words = [str(jnp.dtype(dtype)), "(2, 3)", "must be floating point"]
@@ -79,13 +88,13 @@ def test_predictions_must_be_floating(fn, dtype):
     ("labels", "logits"),
     [((2, 1), (2,)), ((2,), (2, 1)), ((3,), (4,)), ((2, 3), (2, 4)), ((1, 2, 3), (2, 3))],
 )
-@pytest.mark.parametrize("fn", [f for f in EVERY if f not in INTEGER], ids=ids)
+@each([f for f in EVERY if f not in INTEGER])
 def test_dense_labels_of_a_wrong_shape(fn, labels, logits):
     words = [str(labels), str(logits), list(parameters(fn))[1]]
     fails(ValueError, words, fn, struct(*logits), struct(*labels))
 
 
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 @pytest.mark.parametrize(
     ("labels", "logits"),
     [
@@ -103,23 +112,29 @@ def test_integer_labels_of_a_wrong_shape(fn, labels, logits):
 
 
 @pytest.mark.parametrize("dtype", [F, B])
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_labels_that_are_not_integers(fn, dtype):
     words = ["labels must be integers", str(jnp.dtype(dtype)), "(2,)"]
     fails(TypeError, words, fn, struct(2, 3), struct(2, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    "fn",
-    [f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)],
-    ids=ids,
-)
+@each([f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)])
 def test_class_numbers_given_to_a_dense_function(fn):
-    words = ["(2,)", "(2, 3)", "with_integer_labels"]
+    """The message gives the one-hot labels to write, and they are right."""
+    words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
     fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
+    for options in ({}, {"axis": 1} if "axis" in parameters(fn) else {}):
+        p, labels = jnp.full((2, 3, 3), 1 / 3), jnp.array([[0, 1, 2], [2, 1, 1]])
+        with pytest.raises(ValueError, match=r"jax\.nn\.one_hot\(") as caught:
+            fn(p, labels, **options)
+        (written,) = re.findall(r"jax\.nn\.one_hot\(.*?\)", str(caught.value))
+        one_hot = eval(written, {"jax": jax, "labels": labels})
+        want = jax.nn.one_hot(labels, 3, axis=options.get("axis", -1))
+        np.testing.assert_array_equal(one_hot, want)
+        assert fn(p, one_hot, **options).shape == (2, 3)
 
 
-@pytest.mark.parametrize("fn", [f for f in EVERY if "where" in parameters(f)], ids=ids)
+@each([f for f in EVERY if "where" in parameters(f)])
 def test_where(fn):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     masked = lambda x, y, m: fn(x, y, where=m)
@@ -132,7 +147,7 @@ def test_where(fn):
 
 
 @pytest.mark.parametrize("axis", [2, -3, (0, 0), (1, -1), (0, 2), ()])
-@pytest.mark.parametrize("fn", [f for f in EVERY if "axis" in parameters(f)], ids=ids)
+@each([f for f in EVERY if "axis" in parameters(f)])
 def test_axis(fn, axis):
     labels = struct(2, dtype=I) if fn in INTEGER else struct(2, 3)
     fails(ValueError, [f"axis {axis}", "rank 2"], fn, struct(2, 3), labels, axis=axis)
@@ -154,6 +169,8 @@ def test_class_weights(shape):
         *[(jaxloss.sigmoid_focal_loss, "gamma", v) for v in (-1, -0.1)],
         *[(jaxloss.softmax_focal_loss, "gamma", v) for v in (-1, float("nan"))],
         (jaxloss.huber_loss, "delta", -1),
+        (jaxloss.wing_loss, "width", -1),
+        *[(jaxloss.wing_loss, "curvature", v) for v in (-1, 0)],
         *[(jaxloss.quantile_loss, "quantile", v) for v in (-0.1, 1.1)],
         (jaxloss.absolute_percentage_error, "epsilon", -1),
         (jaxloss.cosine_similarity, "epsilon", -1),
@@ -177,17 +194,18 @@ def test_smooth_labels():
 @pytest.mark.parametrize(
     ("fn", "option", "shape"),
     [
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (3,)),
+        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2,)),
         (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2, 2)),
-        (jaxloss.sigmoid_focal_loss, "alpha", (3,)),
+        (jaxloss.sigmoid_focal_loss, "alpha", (2,)),
         (jaxloss.sigmoid_focal_loss, "gamma", (3, 3)),
         (jaxloss.softmax_focal_loss, "gamma", (3,)),
         (jaxloss.softmax_focal_loss, "alpha", (2,)),
         (jaxloss.softmax_focal_loss, "alpha", (2, 1)),
         (jaxloss.poly_loss_cross_entropy, "epsilon", (3,)),
-        (jaxloss.huber_loss, "delta", (3,)),
+        (jaxloss.huber_loss, "delta", (2,)),
+        (jaxloss.wing_loss, "curvature", (2,)),
         (jaxloss.quantile_loss, "quantile", (2,)),
-        (jaxloss.gaussian_nll, "variance", (3,)),
+        (jaxloss.gaussian_nll, "variance", (2,)),
         (jaxloss.cosine_distance, "epsilon", (2, 1)),
         (jaxloss.distillation_loss, "temperature", (2, 1)),
     ],
@@ -198,8 +216,54 @@ def test_options_of_a_wrong_shape(fn, option, shape):
     fails(ValueError, words, call, struct(2, 3), struct(2, 3), struct(*shape))
 
 
+def out_of_range():
+    marks = {mark.name: mark for mark in test_options_out_of_range.pytestmark}
+    return [row for row in marks["parametrize"].args[1] if row[2] == row[2]]
+
+
+@pytest.mark.parametrize(("fn", "option", "bad"), out_of_range())
+def test_arrays_out_of_range(fn, option, bad):
+    """Known ones raise as numbers do; traced ones are left to `checkify`. A NaN is a value."""
+    x = jnp.full((2, 3), 0.5)
+    labels = jnp.array([0, 1]) if fn is CROSS_ENTROPY else x
+    run = lambda value: fn(x, labels, **{option: value})
+    for value in (jnp.float32(bad), np.float32(bad)):
+        with pytest.raises(ValueError, match=f"{option} must be in"):
+            run(value)
+        with pytest.raises(ValueError, match=f"{option} must be in"):
+            jax.jit(lambda x, value=value: fn(x, labels, **{option: value}))(x)
+    error, _ = checkify.checkify(jax.jit(run))(jnp.float32(bad))
+    assert f"{option} must be in" in error.get()
+    good = jnp.float32(0.5 if option != "norm_degree" else 2)
+    assert checkify.checkify(jax.jit(run))(good)[0].get() is None
+
+
+@pytest.mark.parametrize(
+    ("fn", "option"),
+    [
+        (fn, name)
+        for fn in FUNCTIONS
+        for name, operand in takes(fn).operands.items()
+        if operand.kind == "entries" and parameters(fn)[name].kind is KEYWORD
+    ],
+)
+def test_settings_along_trailing_axes(fn, option):
+    """As in optax, TensorFlow and torch; also with a mask, under `vmap`, and in a Loss."""
+    rng = np.random.default_rng(0)
+    batch = arguments(fn, rng, 4)
+    whole = next(iter(batch.values())).shape
+    value = SAMPLES[takes(fn).operands[option].of](rng, whole[-1:]).astype("f")
+    want = fn(**batch, **{option: np.broadcast_to(value, whole)})
+    np.testing.assert_array_equal(fn(**batch, **{option: value}), want)
+    where = np.array([True, False, True, True])
+    loss = jaxloss.Loss(fn, "none", **{option: value})
+    np.testing.assert_array_equal(loss(**batch, where=where), np.where(where[:, None], want, 0))
+    rows = jax.vmap(lambda batch: fn(**batch, **{option: value}))(batch)
+    np.testing.assert_allclose(rows, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(), (1, 1), (2, 1), (1, 3), (2, 3)])
-@pytest.mark.parametrize("fn", ELEMENTWISE, ids=ids)
+@each(ELEMENTWISE)
 def test_allowed_elementwise_shapes(fn, shape):
     p, z = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.full(shape, 0.25)
     got = fn(p, z)
@@ -209,7 +273,7 @@ def test_allowed_elementwise_shapes(fn, shape):
 
 
 @pytest.mark.parametrize("dtype", [B, jnp.uint8, I, jnp.float16, jnp.bfloat16, F])
-@pytest.mark.parametrize("fn", [*ELEMENTWISE, *DENSE], ids=ids)
+@each([*ELEMENTWISE, *DENSE])
 def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
     p, one = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.array([[0, 1, 0]])
     want = fn(p, jnp.tile(one, (2, 1)).astype(F))
@@ -222,7 +286,7 @@ def test_allowed_label_dtypes_and_size_one_axes(fn, dtype):
     "dtype",
     [jnp.uint8, *(pytest.param(d, marks=slow) for d in (jnp.int8, jnp.int16, I, jnp.uint32))],
 )
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_allowed_integer_labels(fn, dtype):
     p = jnp.full((2, 200), 1 / 200).at[:, 100].set(0.25)
     labels = jnp.array([100, 100])
@@ -232,7 +296,7 @@ def test_allowed_integer_labels(fn, dtype):
 
 
 @pytest.mark.parametrize("bad", [-1, *(pytest.param(k, marks=slow) for k in (3, -100, 2**31 - 1))])
-@pytest.mark.parametrize("fn", INTEGER, ids=ids)
+@each(INTEGER)
 def test_a_bad_label_is_reported_by_checkify_and_nan_without_it(fn, bad):
     p = jnp.array([[0.5, 0.25, 0.25]] * 3)
     good, labels = jnp.array([0, 1, 2]), jnp.array([0, bad, 2])

@@ -10,7 +10,9 @@ import pytest
 import jaxloss
 from jaxloss import Loss, tf
 from tests.cases import FIRST_ROWS
-from tests.test_transforms import EVERY_FUNCTION, close, over
+from tests.programs import as_users
+from tests.rows import over
+from tests.test_transforms import close
 
 ce = jaxloss.softmax_cross_entropy_with_integer_labels
 X = jnp.array([[2.0, 0, 1], [0, 1, 0], [1, 1, 3]])
@@ -159,7 +161,8 @@ def test_gradient_of_a_probability_out_of_the_domain_is_nan(p, z):
     assert np.isnan(jax.grad(jaxloss.categorical_cross_entropy)(row, jnp.array([1.0, 0])))[0]
 
 
-@EVERY_FUNCTION
+@over(FIRST_ROWS)
+@pytest.mark.few(9)
 def test_nan_is_loud_in_its_own_example(case):
     """In a mean and in the gradient, also where XLA's CPU reductions would drop it."""
     # Rows are summed up in another way if they are long.
@@ -176,24 +179,18 @@ def _nan_is_loud(case, size):
     def mean(x):
         return jnp.mean(case.fn(x, y))
 
-    assert np.isnan(jax.jit(mean)(x))
-    gradient = jax.jit(jax.grad(mean))(x)
+    assert np.isnan(as_users(mean)(x))
+    gradient = as_users(jax.grad(mean))(x)
     assert np.any(np.isnan(gradient[5]))
     assert not np.any(np.isnan(np.delete(gradient, 5, 0)))
-    assert np.isnan(jax.jit(lambda x: jnp.sum(jax.grad(mean)(x) ** 2))(x))
+    assert np.isnan(as_users(lambda x: jnp.sum(jax.grad(mean)(x) ** 2))(x))
 
 
-# With a short form on a CPU.
-SHORTER = [
-    "cosine_similarity",
-    "cosine_distance",
-    "kl_divergence",
-    "kl_divergence_with_log_targets",
-    "generalized_kl_divergence",
-]
+# With a program of their own on a CPU.
+OF_A_CPU = ["cosine_similarity", "cosine_distance", "js_divergence", "distillation_loss"]
 
 
-@over([case for case in FIRST_ROWS if case.name in SHORTER])
+@over([case for case in FIRST_ROWS if case.function in OF_A_CPU])
 def test_what_accelerators_run_gives_the_same(case, monkeypatch):
     def both(x, y):
         return jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(case.fn(x, y))))(x, y)

@@ -8,37 +8,49 @@ from mpmath import mp, mpf
 from tests.cases import CASES
 from tests.cases._case import Case
 from tests.cases._exact import exactly, groups, reference, target, ulps
-
-EXACT = pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.xdist_group(c.name)) for c in CASES], ids=str
-)
+from tests.programs import as_users
+from tests.rows import each_formula, every_row, over, repeats, slow
 
 
-def assert_exact(case: Case, quantity: str, fn, dtype):
-    got = [np.asarray(jax.jit(fn)(x, y), np.float64).ravel() for x, y in groups(case, dtype)]
-    pairs = zip(np.concatenate(got), reference(case, quantity), strict=True)
-    errors = [ulps(float(a), *b, dtype) for a, b in pairs]
-    worst = int(np.argmax(errors))  # A NaN counts as the largest.
-    assert errors[worst] <= case.ulps, (
-        f"{quantity} of {case}: {errors[worst]:.3g} ulps at result {worst}, "
-        f"{np.concatenate(got)[worst]} for {mp.nstr(reference(case, quantity)[worst][0])}"
-    )
+def assert_exact(case: Case, quantities: str | tuple[str, ...], fn, dtype):
+    """`fn` returns the quantity, or several of them in one program."""
+    run = as_users(fn)
+    with jax.enable_x64(dtype is np.float64):
+        got = [run(x, y) for x, y in groups(case, dtype)]
+    if isinstance(quantities, str):
+        quantities, got = (quantities,), [[x] for x in got]
+    for quantity, results in zip(quantities, zip(*got, strict=True), strict=True):
+        numbers = np.concatenate([np.asarray(x, np.float64).ravel() for x in results])
+        exact = reference(case, quantity)
+        errors = [ulps(float(a), *b, dtype) for a, b in zip(numbers, exact, strict=True)]
+        worst = int(np.argmax(errors))  # A NaN counts as the largest.
+        assert errors[worst] <= case.ulps, (
+            f"{quantity} of {case}: {errors[worst]:.3g} ulps at result {worst}, "
+            f"{numbers[worst]} for {mp.nstr(exact[worst][0])}"
+        )
 
 
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param is np.float64):
-        yield request.param
-
-
-@EXACT
+@every_row
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=slow)])
 def test_value(case, dtype):
     assert_exact(case, "value", case.fn, dtype)
 
 
-@EXACT
+@every_row
+def test_gradients(case):
+    """By predictions, and by targets where these are not classes."""
+    if case.integer:
+        assert_exact(case, "gradient", jax.vmap(jax.grad(case.fn)), np.float32)
+    else:
+        both = jax.vmap(jax.grad(case.fn, (0, 1)))
+        assert_exact(case, ("gradient", "target_gradient"), both, np.float32)
+
+
+@slow
+@every_row
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
-def test_gradient(case, dtype, mode):
+def test_gradient_alone(case, dtype, mode):
     assert_exact(case, "gradient", jax.vmap(mode(case.fn)), dtype)
 
 
@@ -50,25 +62,28 @@ HESSIANS = {
 }
 
 
-@EXACT
-@pytest.mark.parametrize("mode", HESSIANS)
+@each_formula
+@pytest.mark.parametrize(
+    "mode", ["forward over reverse", *(pytest.param(m, marks=slow) for m in list(HESSIANS)[1:])]
+)
 def test_hessian(case, mode):
     assert_exact(case, "hessian", jax.vmap(HESSIANS[mode](case.fn)), np.float32)
 
 
-@EXACT
+@slow
+@every_row
 def test_hessian_in_float64(case):
-    with jax.enable_x64(True):
-        assert_exact(case, "hessian", jax.vmap(jax.hessian(case.fn)), np.float64)
+    assert_exact(case, "hessian", jax.vmap(jax.hessian(case.fn)), np.float64)
 
 
-@EXACT
-def test_target_gradient(case, dtype):
-    if not case.integer:
-        assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
+@slow
+@over([case for case in CASES if not case.integer])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_target_gradient_alone(case, dtype):
+    assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.gradient and c.hessian], ids=str)
+@over([c for c in CASES if c.gradient and c.hessian], repeats)
 def test_terms_are_derivatives(case):
     """The table itself: its gradient and Hessian terms are derivatives of its value."""
     for x, y in [p for p in case.points if np.all(np.abs(p[0]) < 10)][::7]:

@@ -76,13 +76,17 @@ def test_train_lm(tmp_path):
         pytest.importorskip(package, reason="needs jaxloss[examples]")
     out = tmp_path / "lm.png"
     few = "--steps 12 --vocab 1000 --megabytes 0.3 --batch 8 --length 32 --features 32 --layers 1"
-    result = load("train_lm").main([*few.split(), "--rounds", "1", "--out", str(out)])
+    rest = ["--chunk", "16", "--rounds", "1", "--out", str(out)]
+    result = load("train_lm").main([*few.split(), *rest])
     plain, fused = result["costs"]["plain"], result["costs"]["jaxloss"]
     assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
     assert fused.loss == pytest.approx(math.log(result["vocab"]), abs=0.2)
     assert fused.megabytes < plain.megabytes
-    assert len(result["losses"]) == 12
-    assert list(result["held_out"]) == list(range(13))
-    assert result["held_out"][12] < result["held_out"][0] - 0.1
+    logged, held_out = result["logged"], result["held_out"]
+    assert all(len(curve) == 12 for curve in logged.values())
+    assert list(held_out) == list(range(13))
+    assert held_out[12]["loss"] < held_out[0]["loss"] - 0.1
+    assert held_out[12]["perplexity"] == pytest.approx(math.exp(held_out[12]["loss"]), rel=1e-5)
+    assert held_out[12]["accuracy"] > held_out[0]["accuracy"]
     assert out.read_bytes().startswith(b"\x89PNG")
     assert out.stat().st_size > 20_000

@@ -56,6 +56,7 @@ def reduced(losses, reduction, weights=None, where=None):
 @pytest.mark.parametrize("where", [None, M], ids=["", "where"])
 @pytest.mark.parametrize("weights", [None, W], ids=["", "weights"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.few(16)
 def test_reductions(reduction, weights, where, wrap):
     losses = -log_softmax(X)[np.arange(4), Y]
     loss = Loss(integer_ce, reduction)
@@ -116,17 +117,18 @@ def test_weights_and_masks_that_do_not_fit(name, shape):
         (2, {"weights": np.zeros(2, "f"), "where": np.array([True, False])}),
     ],
 )
+@pytest.mark.few(10)
 def test_nothing_left_gives_zero(reduction, rows, kwargs):
     x = jnp.full((rows, 3), jnp.nan if rows else 0.0)
 
     def f(x, kwargs):
         return jnp.sum(Loss(integer_ce, reduction)(x, jnp.zeros(rows, int), **kwargs))
 
-    value, gradient = jax.value_and_grad(f)(x, kwargs)
+    value, gradient = jax.jit(jax.value_and_grad(f))(x, kwargs)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(x))
     if "weights" in kwargs and "where" in kwargs and not kwargs["where"].any():
-        by_weight = jax.grad(lambda w: f(x, kwargs | {"weights": w}))(kwargs["weights"])
+        by_weight = jax.jit(jax.grad(lambda w: f(x, kwargs | {"weights": w})))(kwargs["weights"])
         np.testing.assert_array_equal(by_weight, np.zeros(rows))
 
 
@@ -159,6 +161,7 @@ FUNCTIONS = [
     ("fn", "how"),
     [(integer_ce, "ignore_index"), *itertools.product(FUNCTIONS, ["where", "weights"])],
 )
+@pytest.mark.few(5)
 def test_contents_of_dead_examples_change_nothing(fn, how):
     targets = Y if fn is integer_ce else SOFT
     loss, kwargs, bad_targets = Loss(fn), {}, targets
@@ -189,7 +192,8 @@ def test_a_weight_of_zero_wins_over_an_infinite_loss(reduction):
 
     huge = jnp.where((W == 0)[:, None], 1e30, X)
     assert np.isinf(square(huge, SOFT)[1])
-    close(jax.value_and_grad(f)(huge), jax.value_and_grad(f)(X))
+    step = jax.jit(jax.value_and_grad(f))
+    close(step(huge), step(X))
 
 
 @pytest.mark.parametrize("fn", [integer_ce, lambda p, t: square(p, jax.nn.one_hot(t, 3))])
@@ -199,12 +203,18 @@ def test_derivatives_by_a_weight_of_zero(fn):
     def f(x, w):
         return loss(x, Y, weights=w)
 
-    rows = jax.jacobian(fn)(x, Y)  # d losses_i / dx
-    close(jax.grad(f, 1)(x, w), fn(x, Y))
-    close(jax.jacfwd(f, 1)(x, w), fn(x, Y))
-    close(jax.jacobian(jax.grad(f, 1))(x, w), rows)
-    close(jnp.moveaxis(jax.jacobian(jax.grad(f), 1)(x, w), -1, 0), rows)
-    mean = jax.grad(lambda w: Loss(fn, "weighted_mean")(x, Y, weights=w))(w)
+    @jax.jit
+    def derivatives(x, w):
+        return (
+            (jax.grad(f, 1)(x, w), jax.jacfwd(f, 1)(x, w)),
+            (jax.jacobian(jax.grad(f, 1))(x, w), jax.jacobian(jax.grad(f), 1)(x, w)),
+            jax.grad(lambda w: Loss(fn, "weighted_mean")(x, Y, weights=w))(w),
+            jax.jacobian(fn)(x, Y),  # d losses_i / dx
+        )
+
+    once, twice, mean, rows = derivatives(x, w)
+    close(once, (fn(x, Y), fn(x, Y)))
+    close((twice[0], jnp.moveaxis(twice[1], -1, 0)), (rows, rows))
     close(mean, (fn(x, Y) - np.average(fn(x, Y), weights=W)) / W.sum())
 
 
@@ -336,15 +346,15 @@ def test_grad_in_scan_and_remat():
         value, gradient = jax.value_and_grad(loss)(x, Y, weights=W)
         return x - gradient, value
 
-    end, values = jax.lax.scan(step, jnp.asarray(X), length=3)
+    end, values = jax.jit(lambda x: jax.lax.scan(step, x, length=3))(X)
     x = X
     for value in values:
         close(loss(x, Y, weights=W), value)
         p = np.exp(log_softmax(x)) - np.eye(3)[Y]
         x = x - (W[:, None] * p / 4).astype("f")
     close(end, x)
-    remat = jax.grad(jax.checkpoint(lambda x: loss(x, Y, weights=W)))(X)
-    close(remat, jax.grad(lambda x: loss(x, Y, weights=W))(X))
+    remat = jax.jit(jax.grad(jax.checkpoint(lambda x: loss(x, Y, weights=W))))(X)
+    close(remat, jax.jit(jax.grad(lambda x: loss(x, Y, weights=W)))(X))
 
 
 def test_trains_with_optax():
@@ -370,12 +380,13 @@ def test_trains_with_optax():
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"weights": W, "where": M}])
+@pytest.mark.few(4)
 def test_shares_of_mapped_axis_add_up(reduction, kwargs):
     fold = lambda a: jnp.asarray(a).reshape(2, 2, *a.shape[1:])
     share = jax.vmap(Loss(integer_ce, reduction, axis_name="d"), axis_name="d")
     shares = lambda x: jnp.sum(share(fold(x), fold(Y), **jax.tree.map(fold, kwargs)))
     whole = lambda x: Loss(integer_ce, reduction)(x, Y, **kwargs)
-    close(jax.value_and_grad(shares)(X), jax.value_and_grad(whole)(X))
+    close(*(jax.jit(jax.value_and_grad(f))(X) for f in (shares, whole)))
 
 
 SHARDED = """
@@ -421,7 +432,25 @@ def test_shares_of_devices_add_up():
 
 def test_large_counts():
     shape = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
-    assert reduce._count(shape, None) == 2.0**32  # an int32 product would be 0
+    assert reduce.count(shape, None) == 2.0**32  # an int32 product would be 0
     where = jnp.ones((500, 40000), bool).at[0, 1:].set(False)  # more than 2**24
-    count = reduce._count(jax.ShapeDtypeStruct(where.shape, jnp.float32), where)
+    count = reduce.count(jax.ShapeDtypeStruct(where.shape, jnp.float32), where)
     close(count, 500 * 40000 - 39999, rtol=1e-7)
+
+
+def test_replace_and_repr():
+    cw = jnp.array([1.0, 2, 0.5])
+    loss = Loss(integer_ce, "sum", axis=1, ignore_index=-1, class_weights=cw)
+    for changed in (loss.replace(reduction="mean"), dataclasses.replace(loss, reduction="mean")):
+        assert changed.options["class_weights"] is cw and changed.options["axis"] == 1
+        assert changed.reduction == "mean" and changed.ignore_index == -1
+    assert loss.replace(axis=-1, z_loss=0.1).options == {
+        "axis": -1, "z_loss": 0.1, "class_weights": cw,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="mean 'label_smoothing'"):
+        loss.replace(label_smothing=0.1)
+    names = {"Loss": Loss, integer_ce.__name__: integer_ce, "jnp": jnp}
+    again = eval(repr(loss), names)
+    assert repr(again) == repr(loss) and again(X, Y) == loss(X, Y)
+    traced = jax.tree.map(lambda _: None, loss)  # As tools make of a pytree.
+    assert jax.tree.structure(traced, is_leaf=lambda x: x is None).num_leaves == 1

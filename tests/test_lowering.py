@@ -9,19 +9,32 @@ import jax.numpy as jnp
 import pytest
 
 import jaxloss
-from tests.test_transforms import EVERY, rng, sweep
+from tests.programs import as_users
+from tests.rows import each_formula
+from tests.test_transforms import rng, sweep
 
-DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+    ids=["f32", "bf16"],
+)
 
 
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize(
+    "platforms",
+    [PLATFORMS, *(pytest.param((p,), marks=pytest.mark.slow) for p in PLATFORMS)],
+    ids="+".join,
+)
 @DTYPES
-@EVERY
-def test_lowers_for_every_platform(case, dtype):
+@each_formula
+def test_lowers_for_every_platform(case, dtype, platforms):
     """Losses with their gradients; also where another platform than this one's is the target."""
     step = jax.jit(sweep(case))
     batch = case.random(rng(), 16, dtype=dtype)
-    for platform in ("cpu", "cuda", "tpu"):
-        assert jax.export.export(step, platforms=[platform])(*batch).platforms == (platform,)
+    assert jax.export.export(step, platforms=platforms)(*batch).platforms == platforms
 
 
 def temporaries(fn, *args):
@@ -31,7 +44,7 @@ def temporaries(fn, *args):
         loss, gradient = jax.value_and_grad(lambda x: jnp.mean(fn(x, y)))(x)
         return loss, jnp.sum(gradient * gradient)
 
-    return jax.jit(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return as_users(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 import jaxloss
 from tests.cases import CASES, FIRST_ROWS
-from tests.test_transforms import argnums, close, quick, rng, sweep
+from tests.rows import follows_its_kind, marks, slow
+from tests.test_transforms import argnums, close, rng, sweep
 
 CLASSES = 5
 ALL_OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.25, "ignore_index": -100}
@@ -30,7 +31,11 @@ def kind(case):
 
 def functions(*kinds, cases=TAKES_MASK):
     """(case, function) for kinds of cases; softmax with integer labels with all options, too."""
-    rows = [pytest.param(c, c.fn, id=c.name) for c in cases if kind(c) in kinds]
+    rows = [
+        pytest.param(c, c.fn, id=c.name, marks=marks(c, follows_its_kind))
+        for c in cases
+        if kind(c) in kinds
+    ]
     if "integer" in kinds:
         fn = jaxloss.softmax_cross_entropy_with_integer_labels
         case = next(c for c in CASES if c.fn is fn)
@@ -72,12 +77,13 @@ def everything(case, fn):
 
 
 @functions("elementwise", "dense", "integer")
+@pytest.mark.few(9)
 def test_masked_entries_change_nothing(case, fn):
     x, y = case.random(rng(), 4)
     mask = element_mask(x.shape)
     if case.integer:
         y = np.argmax(mask, 1)  # A class that is live.
-    run = quick(everything(case, partial(fn, where=mask)))
+    run = jax.jit(everything(case, partial(fn, where=mask)))
     v = rng().normal(size=x.shape).astype(np.float32)
     clean = run(x, y, v)
     (losses, gradients), _, hessian = clean
@@ -94,23 +100,25 @@ def test_masked_entries_change_nothing(case, fn):
 
 
 @functions("elementwise", "dense", "integer")
+@pytest.mark.few(9)
 def test_a_mask_of_ones_and_an_empty_one(case, fn):
     x, y = case.random(rng(), 4)
-    run = quick(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
-    close(run(x, y, np.ones(x.shape, bool)), quick(sweep(case, fn))(x, y))
+    run = jax.jit(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
+    close(run(x, y, np.ones(x.shape, bool)), jax.jit(sweep(case, fn))(x, y))
     for leaf in jax.tree.leaves(run(np.full_like(x, np.nan), y, np.zeros(x.shape, bool))):
         np.testing.assert_array_equal(leaf, 0)
 
 
 @functions("dense", "integer")
+@pytest.mark.few(3)
 def test_masked_rows(case, fn):
     """Given without the class axis, or with it and of size one."""
     x, y = case.random(rng(), 4)
     rows = np.array([True, False, True, False])
     x[~rows] = np.nan
-    run = quick(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
+    run = jax.jit(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
     losses, gradients = run(x, y, rows)
-    some = quick(sweep(case, fn))(x[rows], y[rows])
+    some = jax.jit(sweep(case, fn))(x[rows], y[rows])
     close((losses[rows], [g[rows] for g in gradients]), (some[0], list(some[1])))
     for a in (losses, *gradients):
         np.testing.assert_array_equal(np.asarray(a)[~rows], 0)
@@ -119,18 +127,20 @@ def test_masked_rows(case, fn):
 
 
 @functions("dense", "integer")
+@pytest.mark.few(3)
 def test_masking_classes_is_removing_them(case, fn):
     x, y = case.random(rng(), 4)
     live = np.array([0, 2, 4])
     mask = np.isin(np.arange(CLASSES), live)[None]
     y, few = (live[y % 3], y % 3) if case.integer else (y, y[:, live])
     smaller = partial(fn, classes=live) if fn is weighted else fn
-    losses, gradients = quick(sweep(case, partial(fn, where=mask)))(x, y)
-    want = quick(sweep(case, smaller))(x[:, live], few)
+    losses, gradients = jax.jit(sweep(case, partial(fn, where=mask)))(x, y)
+    want = jax.jit(sweep(case, smaller))(x[:, live], few)
     close((losses, tuple(g[:, live] for g in gradients)), want)
 
 
 @functions("dense", "integer")
+@pytest.mark.few(1)
 def test_a_logit_of_minus_infinity_is_a_class_removed(case, fn):
     if case.predictions != "logits" or fn is not case.fn:
         pytest.skip("excludes no class; or has options that count classes")
@@ -145,7 +155,7 @@ def test_a_logit_of_minus_infinity_is_a_class_removed(case, fn):
     def total(x, y):
         return fn(x, y).sum()
 
-    run = quick(lambda x, y: (fn(x, y), jax.grad(total)(x, y), jax.hessian(total)(x, y)))
+    run = jax.jit(lambda x, y: (fn(x, y), jax.grad(total)(x, y), jax.hessian(total)(x, y)))
     losses, gradient, hessian = run(x, y)
     for derivative in (gradient, hessian):
         np.testing.assert_array_equal(np.asarray(derivative)[:, excluded], 0)
@@ -177,8 +187,13 @@ AXES = {
 }
 
 
-@pytest.mark.parametrize("axis", AXES, ids=str)
+@pytest.mark.parametrize(
+    "axis",
+    [1, (2, 0), *(pytest.param(a, marks=slow) for a in (0, (1, 2), None))],
+    ids=str,
+)
 @functions("dense", "integer", cases=[c for c in ONE_MASKED_EACH if takes(c, "axis")])
+@pytest.mark.few(4)
 def test_axes(case, fn, axis):
     if fn is weighted:
         pytest.skip("has as many weights as there are classes along one axis")
@@ -192,21 +207,21 @@ def test_axes(case, fn, axis):
     given, y = dense, last(dense)
     if case.integer:
         given = y = np.argmax(last(mask), -1)  # A class that is live.
-    losses, gradients = quick(sweep(case, partial(fn, axis=axis, where=mask)))(x, given)
+    losses, gradients = jax.jit(sweep(case, partial(fn, axis=axis, where=mask)))(x, given)
     assert np.all(np.isfinite(losses))
-    want = quick(sweep(case, partial(fn, where=last(mask))))(last(x), y)
+    want = jax.jit(sweep(case, partial(fn, where=last(mask))))(last(x), y)
     close((losses, tuple(last(g) for g in gradients)), want)
-    close(quick(partial(fn, axis=axis))(x, given), quick(fn)(last(x), y))
+    close(jax.jit(partial(fn, axis=axis))(x, given), jax.jit(fn)(last(x), y))
 
 
-@pytest.mark.parametrize("index", [-100, 2, 255])
+@pytest.mark.parametrize("index", [-100, *(pytest.param(k, marks=slow) for k in (2, 255))])
 @functions("integer", cases=[c for c in TAKES_MASK if "ignore" in str(inspect.signature(c.fn))])
 def test_ignored_rows(case, fn, index):
     x, y = case.random(rng(), 4)
     kept = np.array([True, False, True, False])
     y = np.where(kept, np.int32([0, 9, 4, 9]), index)
     fn = partial(fn, ignore_index=index)
-    run = quick(everything(case, fn))
+    run = jax.jit(everything(case, fn))
     want = run(x, y, x)
     x_bad = np.where(kept[:, None], x, np.float32(np.nan))
     got = run(x_bad, y, x)
@@ -216,16 +231,17 @@ def test_ignored_rows(case, fn, index):
     np.testing.assert_array_equal(np.asarray(losses)[~kept], 0)
     np.testing.assert_array_equal(np.asarray(gradient)[~kept], 0)
     small = np.int8 if index < 128 else np.uint8
-    np.testing.assert_array_equal(quick(fn)(x_bad, y.astype(small)), quick(fn)(x_bad, y))
+    np.testing.assert_array_equal(jax.jit(fn)(x_bad, y.astype(small)), jax.jit(fn)(x_bad, y))
 
 
 @functions("elementwise", "dense", cases=ONE_MASKED_EACH)
+@pytest.mark.few(5)
 def test_size_one_labels_and_masks(case, fn):
     x, full = case.random(rng(), 4, size=CLASSES)
     row, column = np.array([[True, False, True, True, True]]), np.array([[True], [False]] * 2)
-    reference = quick(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
+    reference = jax.jit(lambda x, y, mask: sweep(case, partial(fn, where=mask))(x, y))
     for y, where in ((full[:1], column), (full[:, :1], row), (full[0, 0], np.array(True))):
-        got = quick(sweep(case, partial(fn, where=where)))(x, y)
+        got = jax.jit(sweep(case, partial(fn, where=where)))(x, y)
         spread = [np.broadcast_to(a, x.shape) for a in (y, where)]
         losses, (by_x, by_y) = reference(x, *spread)
         # The derivative by a label that many share is the sum of theirs.
@@ -236,8 +252,8 @@ def test_size_one_labels_and_masks(case, fn):
 @functions("integer")
 def test_size_one_integer_labels(case, fn):
     x, y = case.random(rng(), 4)
-    got = quick(sweep(case, fn))(x, y[:1])
-    close(got, quick(sweep(case, fn))(x, np.repeat(y[:1], 4)))
+    got = jax.jit(sweep(case, fn))(x, y[:1])
+    close(got, jax.jit(sweep(case, fn))(x, np.repeat(y[:1], 4)))
 
 
 def test_smooth_labels_of_masked_classes():

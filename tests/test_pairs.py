@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from tests.devices import mesh
-from tests.test_transforms import close, derivatives, quick
+from tests.programs import as_users
+from tests.test_transforms import close, derivatives
 
 
 def compiled(mode):
     """A mode of differentiation whose result is one program: faster than operation by operation."""
-    return lambda f: quick(mode(f))
+    return lambda f: jax.jit(mode(f))
 
 
 grad, value_and_grad = compiled(jax.grad), compiled(jax.value_and_grad)
@@ -103,11 +104,12 @@ def everything(loss, by_targets=False):
         by_y = [jax.grad(total(loss), 1)(x, y)] if by_targets else []
         return *tangents, *jax.jvp(lambda x: gradient(x, y), (x,), (v,)), *by_y
 
-    return quick(run)
+    return jax.jit(run)
 
 
 @EVERY
 @pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.few(8)
 def test_against_brute_force(name, chunk_size):
     loss, y = functools.partial(LOSSES[name], chunk_size=chunk_size), TARGETS[name]
     np.testing.assert_allclose(loss(X, y), brute_force(name, X, y), rtol=2e-5)
@@ -128,6 +130,7 @@ def test_blocks_of_any_size_are_the_whole(name):
 
 @EVERY_BLOCK
 @pytest.mark.parametrize("chunk_size", [None, 10])
+@pytest.mark.few(4)
 def test_masked_rows_do_not_exist(name, chunk_size):
     loss, y, towers = LOSSES[name], TARGETS[name], name in TOWERS
 
@@ -153,6 +156,7 @@ def test_nothing_but_masked_rows(name):
 
 @EVERY
 @pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.few(4)
 def test_rows_of_a_device_meet_those_of_all(name, chunk_size):
     loss, y = LOSSES[name], TARGETS[name]
     options = {"axis_name": "i", "chunk_size": chunk_size}
@@ -164,10 +168,10 @@ def test_rows_of_a_device_meet_those_of_all(name, chunk_size):
     split = jax.shard_map(on_each, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
     whole = functools.partial(loss, where=MASK)
     add = jnp.sum if name == "ntxent" else lambda losses: losses
-    close(quick(lambda x: add(split(x, y, MASK)))(X), whole(X, y), 1e-4, 1e-5)
+    close(jax.jit(lambda x: add(split(x, y, MASK)))(X), whole(X, y), 1e-4, 1e-5)
 
     def sums(f):
-        return quick(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(f(x)))))
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(f(x)))))
 
     close(sums(lambda x: add(split(x, y, MASK)))(X), sums(lambda x: whole(x, y))(X), 1e-4, 1e-5)
 
@@ -179,7 +183,7 @@ def test_gradient_inside_of_shard_map():
         return jax.grad(lambda x: jaxloss.ntxent(x, y, axis_name="i"))(x)
 
     split = jax.shard_map(on_each, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
-    close(quick(split)(X, LABELS), grad(jaxloss.ntxent)(X, LABELS), 1e-4)
+    close(jax.jit(split)(X, LABELS), grad(jaxloss.ntxent)(X, LABELS), 1e-4)
 
 
 def temporaries(loss, x, y):
@@ -188,10 +192,11 @@ def temporaries(loss, x, y):
     by = (0,) if y is jnp.int32 else (0, 1)
     y = jax.ShapeDtypeStruct(x.shape[:1], y) if y is jnp.int32 else x
     step = jax.value_and_grad(lambda *args: jnp.sum(loss(*args)), by)
-    return jax.jit(step).lower(x, y).compile().memory_analysis().temp_size_in_bytes
+    return as_users(step).lower(x, y).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.few(1)
 def test_memory_of_towers(name):  # One array of batch times batch is 268 MB.
     loss = functools.partial(TOWERS[name], chunk_size=128)
     # 4 MB of it are a block of logits that is looked at again if one of them is infinite.
@@ -199,12 +204,14 @@ def test_memory_of_towers(name):  # One array of batch times batch is 268 MB.
 
 
 @pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.few(2)
 def test_memory_of_blocks(name):
     loss = functools.partial(LABELLED[name], chunk_size=128)
     assert temporaries(loss, (8192, 64), jnp.int32) <= 60e6
 
 
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.grad])
+@pytest.mark.few(1)
 def test_memory_of_second_derivatives(mode):
     loss = functools.partial(jaxloss.info_nce, chunk_size=128)
     shape = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
@@ -215,7 +222,7 @@ def test_memory_of_second_derivatives(mode):
             return jax.grad(slope)(x)
         return jax.jvp(slope, (x,), (v,))[1]
 
-    program = jax.jit(along).lower(shape, shape, shape).compile()
+    program = as_users(along).lower(shape, shape, shape).compile()
     assert program.memory_analysis().temp_size_in_bytes <= 100e6
 
 
@@ -228,7 +235,7 @@ def test_modes_agree(name):
         x, y = np.float64(X[:4]), np.array([0, 1, 0, 1]) if name in LABELLED else np.float64(Y[:4])
         v, w = RNG.normal(size=(2, *x.shape))
         losses = lambda x: jnp.atleast_1d(loss(x, y))
-        for *modes, difference in quick(lambda x: derivatives(losses, x, v, w))(x):
+        for *modes, difference in jax.jit(lambda x: derivatives(losses, x, v, w))(x):
             close(modes, [modes[0]] * len(modes), 1e-9, 1e-12)
             close(difference, modes[0], 1e-5, 1e-6)
 
@@ -243,6 +250,7 @@ def test_without_positives():  # optax: NaN
 
 
 @EVERY
+@pytest.mark.few(3)
 def test_a_row_of_zeros(name):  # optax: a gradient of 2e4
     y, x = TARGETS[name], np.where(np.arange(B)[:, None] == 3, 0, X)
     losses, tangents, gradient, product = everything(LOSSES[name])(x, y, Y)
@@ -275,14 +283,15 @@ def test_nan_is_loud(name):
     assert np.isnan(losses) and np.all(np.isnan(gradient[3]))
 
 
-def test_half_precision():
-    for name, loss in LOSSES.items():
-        x = X.astype(jnp.bfloat16)
-        y = TARGETS[name] if name in LABELLED else Y.astype(jnp.bfloat16)
-        y32 = y if name in LABELLED else y.astype(np.float32)
-        got = loss(x, y)
-        assert got.dtype == jnp.float32
-        close(got, loss(x.astype(np.float32), y32), 1e-5)
+@EVERY
+@pytest.mark.few(3)
+def test_half_precision(name):
+    x, loss = X.astype(jnp.bfloat16), LOSSES[name]
+    y = TARGETS[name] if name in LABELLED else Y.astype(jnp.bfloat16)
+    y32 = y if name in LABELLED else y.astype(np.float32)
+    got = loss(x, y)
+    assert got.dtype == jnp.float32
+    close(got, loss(x.astype(np.float32), y32), 1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxloss._core import passes
 from tests.devices import mesh
+from tests.programs import as_users
 
 X = jnp.float32([-3.0, -0.0, 0.0, 1e-30, 0.5, 80.0, jnp.inf])
 Z = jnp.float32([0.0, 1.0, 0.25, 0.5, 1.0, 0.0, 0.0])
@@ -31,7 +32,7 @@ def summed(x, z):
 
 def written(formula, *shapes) -> int:
     """Bytes of the arrays that the compiled program writes on its way."""
-    return jax.jit(formula).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    return as_users(formula).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_without_a_pass_of_its_own_arrays_are_written():
@@ -55,7 +56,7 @@ def test_the_numbers_are_the_formula_s(wide):
     with jax.enable_x64(wide):
         x, z = (a.astype(jnp.float64 if wide else jnp.float32) for a in (X, Z))
         own = passes.own_pass(value)
-        for f in (jax.jit, jax.vmap, lambda f: jax.jit(jax.vmap(f)), lambda f: f):
+        for f in (as_users, jax.vmap, lambda f: as_users(jax.vmap(f)), lambda f: f):
             np.testing.assert_array_equal(f(own)(x, z), f(value)(x, z))
         assert jnp.all(jnp.isnan(own(x * jnp.nan, z)))
         assert own(x[:0], z[:0]).shape == (0,)
@@ -84,12 +85,12 @@ def test_in_loops_and_on_devices():
     scanned = jax.lax.scan(lambda c, xz: (c, own(*xz)), 0.0, (x, z))[1]
     np.testing.assert_array_equal(scanned, expected)
     spec = PartitionSpec("d")
-    mapped = jax.jit(jax.shard_map(own, mesh=m, in_specs=(spec, spec), out_specs=spec))
+    mapped = as_users(jax.shard_map(own, mesh=m, in_specs=(spec, spec), out_specs=spec))
     np.testing.assert_array_equal(mapped(x, z), expected)
     explicit = mesh(AxisType.Explicit, d=8)
     with jax.set_mesh(explicit):
         put = partial(jax.device_put, device=NamedSharding(explicit, PartitionSpec("d")))
-        np.testing.assert_array_equal(jax.jit(own)(put(x), put(z)), expected)
+        np.testing.assert_array_equal(as_users(own)(put(x), put(z)), expected)
 
 
 @pytest.mark.parametrize("n", [1, passes.SHORT, passes.SHORT + 1, 100])
@@ -102,7 +103,7 @@ def test_sums(n, axis):
     def terms(x, w, top):
         return jnp.exp(x - top), w, top  # The last is one number a row, and counts n times.
 
-    got = jax.jit(lambda *a: passes.sums(terms, axis, *a))(x, w, top)
+    got = as_users(lambda *a: passes.sums(terms, axis, *a))(x, w, top)
     for g, term in zip(got, terms(x, w, top), strict=True):
         full = jnp.broadcast_to(term, x.shape)
         np.testing.assert_allclose(g, jnp.sum(full, axis, keepdims=True), rtol=1e-5, atol=1e-5)
@@ -120,6 +121,21 @@ def test_several_sums_of_long_rows_write_nothing():
     assert written(all_of, shape, shape) < 4 * 512 * 1000 / 50
 
 
+def test_unless():
+    """What is known is not computed on a CPU, and elsewhere as computed."""
+
+    def formula(x):
+        return x + 1, 2 * x
+
+    x = jnp.float32([1.0, 2.0])
+    for wrap in (lambda f: f, jax.jit):
+        for known, expected in ((True, (x, x)), (False, formula(x))):
+            run = wrap(lambda known, x: passes.unless(known, (x, x), formula, x))
+            np.testing.assert_array_equal(run(jnp.array(known), x), expected)
+    each = jax.vmap(lambda known, x: passes.unless(known, (x, x), formula, x))
+    np.testing.assert_array_equal(each(jnp.array([True, False]), x), [[1, 3], [1, 4]])
+
+
 def test_pieces():
     x = jnp.float32([0.0, 1e-38, 1.0, jnp.inf])
     np.testing.assert_array_equal(passes.step(x)[jnp.array([0, 2, 3])], [0, 1, 1])
@@ -128,3 +144,17 @@ def test_pieces():
     np.testing.assert_array_equal(passes.times(w, jnp.float32([jnp.inf, jnp.inf])), [0, jnp.inf])
     np.testing.assert_array_equal(passes.times(w, jnp.float32([2.0**127] * 2)), [0, 2.0**126])
     assert jnp.isnan(passes.nan_of(jnp.float32(jnp.nan))) and passes.nan_of(jnp.float32(-2)) == 0
+
+
+@pytest.mark.parametrize("shape", [(300, passes.SHORT), (300, 1000), (3, 7), (2, 40, 1000)])
+def test_largest_is_loud(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x.reshape(-1, shape[-1])[1, ::2] = -np.inf
+    run = as_users(lambda x: passes.largest(x, x.ndim - 1))
+    np.testing.assert_array_equal(run(x), np.max(x, -1))
+    for entry in (0, 1, shape[-1] // 2, -1):
+        for other in (0.0, np.inf, -np.inf):
+            y = x.copy()
+            y[..., 0, 3], y[..., 0, entry], y[..., 1, 0] = other, np.nan, np.inf
+            np.testing.assert_array_equal(run(y), np.max(y, -1))
+            np.testing.assert_array_equal(jax.vmap(run)(y) if y.ndim > 2 else run(y), run(y))

@@ -10,7 +10,9 @@ import pytest
 
 import jaxloss
 from tests.cases import CASES
-from tests.test_transforms import EVERY, close, quick, rng, sweep
+from tests.programs import as_users
+from tests.rows import each_kind, follows_its_kind, over, slow
+from tests.test_transforms import close, rng, sweep
 
 HALVES = pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16], ids=["f16", "bf16"])
 INTEGER = [
@@ -33,9 +35,10 @@ def halved(case, half):
     return batch, tuple(a.astype(np.float32) if a.dtype == half else a for a in batch)
 
 
-@EVERY
+@each_kind
+@pytest.mark.few(6)
 def test_half_precision_computes_in_float32(case):
-    run = quick(sweep(case))
+    run = jax.jit(sweep(case))
     for half in (jnp.float16, jnp.bfloat16):
         batch, upcast = halved(case, half)
         losses, gradients = run(*batch)
@@ -48,7 +51,8 @@ def test_half_precision_computes_in_float32(case):
             assert np.all(error <= spacing(gradient, half))
 
 
-@EVERY
+@each_kind
+@pytest.mark.few(12)
 def test_dtypes_of_results(case):
     """float64 stays, and float32 too where float64 is enabled; of half losses are float32."""
     wide_floats = {jnp.float64: jnp.float64, jnp.float32: jnp.float32}
@@ -61,11 +65,12 @@ def test_dtypes_of_results(case):
             assert all(g.dtype == dtype for g in gradients)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.integer], ids=str)
+@slow
+@over([c for c in CASES if not c.integer])
 def test_targets_of_another_dtype(case):
     x, y = case.random(rng(), 4, dtype=jnp.bfloat16)
     floats = x.astype(np.float32)
-    fn = quick(case.fn)
+    fn = jax.jit(case.fn)
     close(fn(x, y.astype(np.float32)), fn(floats, y.astype(np.float32)))
     close(fn(x.astype(np.float16), y), fn(x.astype(np.float16).astype(np.float32), y))
     hard = y > 0.3
@@ -75,16 +80,16 @@ def test_targets_of_another_dtype(case):
         assert case.fn(floats, y.astype(np.float64)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("classes", [1000, 32000])
-@pytest.mark.parametrize("case", [c for c in CASES if "softmax" in c.name], ids=str)
+@pytest.mark.parametrize("classes", [32000, pytest.param(1000, marks=slow)])
+@over([c for c in CASES if "softmax" in c.name], follows_its_kind)
 def test_sums_over_many_classes(case, classes):
     if classes not in case.sizes:
         pytest.skip("more than its sums are for")
     x, y = case.random(rng(), 2, size=classes)
-    got = jax.jit(sweep(case))(x, y)
+    got = as_users(sweep(case))(x, y)
     with jax.enable_x64(True):
         targets = y if case.integer else y.astype(np.float64)
-        want = quick(sweep(case))(x.astype(np.float64), targets)
+        want = jax.jit(sweep(case))(x.astype(np.float64), targets)
     bound = 8 + math.log2(classes)
     for a, b in zip(jax.tree.leaves(got), map(np.asarray, jax.tree.leaves(want)), strict=True):
         scale = np.abs(b)
@@ -104,7 +109,7 @@ def test_a_vocabulary_in_half_precision():
 
 
 def loss_and_gradient(fn):
-    return quick(jax.value_and_grad(lambda x, k: fn(x, k).sum()))
+    return jax.jit(jax.value_and_grad(lambda x, k: fn(x, k).sum()))
 
 
 @pytest.mark.parametrize("fn", INTEGER)

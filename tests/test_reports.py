@@ -13,9 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxloss._core import reports
-from tests.cases import CASES
 from tests.devices import mesh
-from tests.test_transforms import over, quick
+from tests.rows import each_formula
 
 X = jnp.linspace(1, 8, 8)
 GOOD, BAD = jnp.arange(8), jnp.arange(8).at[2].set(-3).at[5].set(9)
@@ -85,7 +84,7 @@ EVERY = pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize("wrap", [lambda f: f, pytest.param(jax.jit, marks=pytest.mark.slow)])
 def test_what_debug_check_reports(name, wrap):
     def checked(report):
-        return quick(checkify.checkify(wrap(TRANSFORMATIONS[name](partial(loss, report)))))
+        return jax.jit(checkify.checkify(wrap(TRANSFORMATIONS[name](partial(loss, report)))))
 
     ours, theirs = checked(reports.report), checked(debug_check)
     for x, y in product((X, 30 * X), (GOOD, BAD)):
@@ -97,11 +96,14 @@ def test_what_debug_check_reports(name, wrap):
 
 
 @EVERY
-def test_the_numbers_are_the_same_without_checkify(name):
-    plain = TRANSFORMATIONS[name](lambda x, y: x**2 * (1 + y).astype(x.dtype))
-    f = TRANSFORMATIONS[name](partial(loss, reports.report))
-    jax.tree.map(np.testing.assert_array_equal, quick(f)(X, BAD), quick(plain)(X, BAD))
-    jax.tree.map(np.testing.assert_array_equal, f(X, BAD), plain(X, BAD))
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.few(4))])
+def test_the_numbers_are_the_same_without_checkify(name, eager):
+    def both(x, y):
+        plain = TRANSFORMATIONS[name](lambda x, y: x**2 * (1 + y).astype(x.dtype))
+        return TRANSFORMATIONS[name](partial(loss, reports.report))(x, y), plain(x, y)
+
+    got, want = (both if eager else jax.jit(both))(X, BAD)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_outside_of_checkify_too():
@@ -136,7 +138,7 @@ def test_export():
     jax.tree.map(np.testing.assert_array_equal, exported.call(X, BAD), f(X, BAD))
 
 
-@over(CASES)
+@each_formula
 def test_no_loss_has_an_effect(case):
     x, y = case.random(np.random.default_rng(0), 4)
     for f in (case.fn, jax.grad(lambda x, y: jnp.sum(case.fn(x, y)))):

@@ -127,10 +127,10 @@ def test_weighted_against_the_formula_in_float64(q):
 @pytest.mark.parametrize(
     ("fn", "names", "defaults"),
     [
-        (SIGMOID, ["labels", "logits"], []),
-        (WEIGHTED, ["labels", "logits", "pos_weight"], []),
-        (SOFTMAX, ["labels", "logits", "axis"], [-1]),
-        (SPARSE, ["labels", "logits"], []),
+        (SIGMOID, ["labels", "logits", "name"], [None]),
+        (WEIGHTED, ["labels", "logits", "pos_weight", "name"], [None]),
+        (SOFTMAX, ["labels", "logits", "axis", "name"], [-1, None]),
+        (SPARSE, ["labels", "logits", "name"], [None]),
     ],
 )
 def test_argument_names_and_order(fn, names, defaults):
@@ -139,6 +139,31 @@ def test_argument_names_and_order(fn, names, defaults):
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     assert [p.default for p in parameters if p.default is not p.empty] == defaults
     assert fn.__name__ in tf.__all__
+
+
+def operands(fn):
+    """Lists for each of its arguments."""
+    labels, logits = [[0.0, 1.0], [1.0, 0.0]], [[1.0, 2.0], [-1.0, 0.5]]
+    given = {"labels": [1, 0] if fn is SPARSE else labels, "logits": logits}
+    return given | ({"pos_weight": [[2.0, 1.0]]} if fn is WEIGHTED else {})
+
+
+@pytest.mark.parametrize("name", tf.__all__)
+def test_lists_and_the_name_of_an_operation(name):
+    fn = getattr(tf, name)
+    lists = operands(fn)
+    want = fn(**{k: jnp.asarray(v) for k, v in lists.items()})
+    np.testing.assert_array_equal(fn(**lists), want)
+    np.testing.assert_array_equal(jax.jit(lambda: fn(**lists, name="loss"))(), want)
+
+
+@pytest.mark.parametrize("name", tf.__all__)
+def test_what_is_missing_is_named(name):
+    fn = getattr(tf, name)
+    lists = operands(fn)
+    for missing in lists:
+        with pytest.raises(ValueError, match=f"{missing} is missing"):
+            fn(**lists | {missing: None})
 
 
 @pytest.mark.parametrize(
@@ -192,6 +217,7 @@ def sigmoid_labels(shape):
     ],
     ids=["sigmoid", "weighted", "softmax", "sparse"],
 )
+@pytest.mark.few(4)
 def test_half_precision_is_computed_in_float32(fn, labels, dtype):
     x = (8 * jnp.cos(jnp.arange(12.0)).reshape(4, 3)).astype(dtype)
     wide = x.astype(jnp.float32)

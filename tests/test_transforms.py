@@ -12,18 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from tests.cases import CASES, FIRST_ROWS
 from tests.devices import mesh
+from tests.programs import as_users
+from tests.rows import each_kind, each_kind_of_function, every_row, follows_its_kind, over, slow
 
-
-def over(cases):
-    rows = [pytest.param(c, marks=pytest.mark.xdist_group(c.name)) for c in cases]
-    return pytest.mark.parametrize("case", rows, ids=str)
-
-
-EVERY, EVERY_FUNCTION = over(CASES), over(FIRST_ROWS)
 BATCH = 16
-# What is tested here is mostly what JAX makes of a loss, not what XLA makes of that.
-OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-quick = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
 def rng():
@@ -88,36 +80,42 @@ TRANSFORMATIONS = {
     "cond": branched,
     "shard_map": sharded,
 }
+SELDOM = dict.fromkeys(("checkpoint, saving everything", "map", "cond"), slow)
+NAMES = [pytest.param(name, marks=SELDOM.get(name, ())) for name in TRANSFORMATIONS]
 
 
-@EVERY_FUNCTION
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@each_kind_of_function
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.few(15)
 def test_differentiated_from_outside(case, name):
     x, y, want = plain(case.name)
-    close(quick(sweep(case, TRANSFORMATIONS[name](case.fn)))(x, y), want)
+    close(jax.jit(sweep(case, TRANSFORMATIONS[name](case.fn)))(x, y), want)
 
 
-@EVERY
+@each_kind
+@pytest.mark.few(4)
 def test_differentiated_inside(case):
     x, y, want = plain(case.name)
     one = sweep(case)
-    close(quick(jax.vmap(one))(x, y), want)
-    close(quick(sharded(one))(x, y), want)
-    jitted = quick(one)
+    close(jax.jit(jax.vmap(one))(x, y), want)
+    close(jax.jit(sharded(one))(x, y), want)
+    jitted = jax.jit(one)
     rows = [jitted(a, b) for a, b in zip(x, y, strict=True)]
     close(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), want)
 
 
-@EVERY_FUNCTION
+@each_kind_of_function
+@pytest.mark.few(5)
 def test_vmap_over_one_argument(case):
     x, y, _ = plain(case.name)
-    fn = quick(case.fn)
-    close(quick(jax.vmap(case.fn, (0, None)))(x, y[0]), fn(x, np.repeat(y[:1], BATCH, 0)))
+    fn = jax.jit(case.fn)
+    close(jax.jit(jax.vmap(case.fn, (0, None)))(x, y[0]), fn(x, np.repeat(y[:1], BATCH, 0)))
     if not case.integer:
-        close(quick(jax.vmap(case.fn, (None, 0)))(x[0], y), fn(np.repeat(x[:1], BATCH, 0), y))
+        close(jax.jit(jax.vmap(case.fn, (None, 0)))(x[0], y), fn(np.repeat(x[:1], BATCH, 0), y))
 
 
-@EVERY_FUNCTION
+@slow
+@over(FIRST_ROWS)
 @pytest.mark.parametrize("no_jit", [False, True], ids=["", "disable_jit"])
 @pytest.mark.parametrize("nans", [False, True], ids=["", "debug_nans"])
 def test_eager(case, no_jit, nans):
@@ -126,14 +124,16 @@ def test_eager(case, no_jit, nans):
         close(sweep(case)(x, y), want)
 
 
-@EVERY_FUNCTION
+@each_kind_of_function
+@pytest.mark.few(5)
 def test_donated_inputs(case):
     x, y, want = plain(case.name)
     assert isinstance(x, np.ndarray)  # What is compared with came from NumPy inputs.
-    close(quick(sweep(case), donate_argnums=0)(jnp.array(x), y), want)
+    close(jax.jit(sweep(case), donate_argnums=0)(jnp.array(x), y), want)
 
 
-@EVERY_FUNCTION
+@each_kind_of_function
+@pytest.mark.few(6)
 def test_while_loop(case):
     x, y, (losses, _) = plain(case.name)
     x, y = jnp.asarray(x), jnp.asarray(y)
@@ -141,7 +141,7 @@ def test_while_loop(case):
     def step(i, out):
         return out.at[i].set(case.fn(x[i], y[i]))
 
-    loop = quick(lambda n: lax.fori_loop(0, n, step, jnp.zeros(BATCH)))  # A while_loop.
+    loop = jax.jit(lambda n: lax.fori_loop(0, n, step, jnp.zeros(BATCH)))  # A while_loop.
     close(loop(BATCH), losses)
 
 
@@ -178,7 +178,8 @@ def derivatives(f, a, v, w):
     return first, third
 
 
-@EVERY
+@slow
+@every_row
 def test_modes_agree_with_each_other_and_with_differences(case):
     with jax.enable_x64(True):
         x, y = case.random(rng(), 3, dtype=np.float64)
@@ -186,28 +187,30 @@ def test_modes_agree_with_each_other_and_with_differences(case):
         for i in argnums(case):
             a = (x, y)[i]
             v, w = rng().normal(size=(2, *a.shape))
-            for *modes, difference in quick(functools.partial(derivatives, losses[i]))(a, v, w):
+            for *modes, difference in jax.jit(functools.partial(derivatives, losses[i]))(a, v, w):
                 assert np.isfinite(modes[0])
                 close(modes, [modes[0]] * len(modes), 1e-9, 1e-12)
                 close(difference, modes[0], 1e-5, 1e-6)
 
 
-@EVERY
+@each_kind
 def test_an_empty_batch(case):
     x, y = case.random(rng(), 0)
-    losses, grads = quick(sweep(case))(x, y)
+    losses, grads = jax.eval_shape(sweep(case), x, y)
     assert losses.shape == (0,)
     assert [g.shape for g in grads] == [a.shape for a in (x, y)[: len(grads)]]
 
 
-@EVERY_FUNCTION
+@each_kind_of_function
+@pytest.mark.few(5)
 def test_sharded_batch(case):
     x, y, want = plain(case.name)
     rows = NamedSharding(mesh(i=8), P("i"))
     close(jax.jit(sweep(case), in_shardings=rows)(x, y), want)
 
 
-@over([c for c in FIRST_ROWS if not c.elementwise and c.sizes])
+@over([c for c in FIRST_ROWS if not c.elementwise and c.sizes], follows_its_kind)
+@pytest.mark.few(2)
 def test_sharded_classes(case):
     x, y = case.random(rng(), 3, size=32)
     eight = mesh(i=8)
@@ -217,16 +220,17 @@ def test_sharded_classes(case):
     close(got, jax.jit(sweep(case))(x, y))
 
 
-@over([c for c in CASES if c.sizes])
-@pytest.mark.parametrize("classes", [1, 7, 129, 1000])
+@over([c for c in CASES if c.sizes], follows_its_kind)
+@pytest.mark.parametrize("classes", [1, 129, *(pytest.param(n, marks=slow) for n in (7, 1000))])
+@pytest.mark.few(6)
 def test_sizes_against_the_formula_in_float64(case, classes):
     if classes not in case.sizes:
         pytest.skip("more than a row of this loss can have")
     x, y = case.random(rng(), 13, size=classes)
-    got = jax.jit(sweep(case))(x, y)
+    got = as_users(sweep(case))(x, y)
     with jax.enable_x64(True):
         x, y = np.asarray(x, np.float64), y if case.integer else np.float64(y)
         naive = jax.vmap(case.naive)
         # With one class some of the formulas are 0 * inf where the derivative is zero.
-        want = jax.tree.map(np.nan_to_num, quick(sweep(case, naive))(x, y))
+        want = jax.tree.map(np.nan_to_num, jax.jit(sweep(case, naive))(x, y))
     close(got, want, 2e-5, 1e-6)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.failures import binary, categorical, linear, others
+from benchmarks.failures import binary, categorical, linear, others, post_training
 from benchmarks.failures._failure import Failure, evaluated, shown
 from benchmarks.peers import installed
 from benchmarks.works import OURS
@@ -20,6 +20,7 @@ FAILURES: list[Failure] = [
     *categorical.FAILURES,
     *others.FAILURES,
     *linear.FAILURES,
+    *post_training.FAILURES,
 ]
 
 

@@ -3,19 +3,25 @@
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxloss._core import callers
 from jaxloss._core.numerics import compute_dtype
+from jaxloss._core.reports import report
 
 Axis = int | Sequence[int] | None
 
 
 def floating(name: str, x: ArrayLike) -> Array:
+    callers.refuse_keras()
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -83,12 +89,39 @@ def common_shape(a_name: str, a: Array, b_name: str, b: Array) -> tuple[int, ...
         ) from None
 
 
-def option(name: str, value: ArrayLike, low: float, high: float, *, closed: bool = True) -> None:
-    """The range of a numeric setting, as far as it is known at trace time."""
-    if isinstance(value, (int, float, np.number)) and not (
-        low <= value and (value <= high if closed else value < high)
-    ):
-        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
+@dataclass(frozen=True)
+class Range:
+    """Where a numeric setting may be."""
+
+    low: float
+    high: float = math.inf
+    closed: bool = True
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
+
+    def holds(self, x: Any) -> Any:
+        above = x <= self.high if self.closed else x < self.high
+        return (self.low <= x) & above
+
+
+NONNEGATIVE, SHARE = Range(0.0), Range(0.0, 1.0)
+
+
+def _within(name: str, value: ArrayLike, x: Array, allowed: Range | None) -> Array:
+    """`x`, made of the setting `value`; a setting known while tracing is checked at once."""
+    if allowed is None:
+        return x
+    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
+        # Of a NaN nothing is said: it is loud by itself.
+        message = f"{name} must be in {allowed}, but reaches from {{low}} to {{high}}"
+        ok = jnp.all(allowed.holds(x) | jnp.isnan(x))
+        low, high = jnp.min(x, initial=math.inf), jnp.max(x, initial=-math.inf)
+        return report(x, ok, message, low=low, high=high)
+    known = np.asarray(value, np.float64)
+    if not np.all(allowed.holds(known) | (np.isnan(known) & (known.ndim > 0))):
+        raise ValueError(f"{name} must be in {allowed}, got {value}")
+    return x
 
 
 def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
@@ -113,40 +146,49 @@ def classes_last(x: Array, axis: tuple[int, ...]) -> Array:
     return x.transpose(order).reshape(*batch, math.prod(x.shape[a] for a in axis))
 
 
-def setting(name: str, value: ArrayLike, to_name: str, like: Array) -> Array:
-    """A numeric setting of each entry, or of all: of the dtype of `like`, fitting its shape."""
-    x = numeric(name, value, like.dtype)
-    fits(name, x, to_name, like.shape)
-    return x
-
-
-def scalar(
-    name: str,
-    value: ArrayLike,
-    dtype: DTypeLike,
-    low: float | None = None,
-    high: float = float("inf"),
+def setting(
+    name: str, value: ArrayLike, to_name: str, like: Array, allowed: Range | None = None
 ) -> Array:
-    """A numeric setting of the whole loss, in [low, high] as far as that is known."""
-    if low is not None:
-        option(name, value, low, high)
+    """A numeric setting of all entries, of each, or of those of the trailing axes.
+
+    It has the dtype and, unless it is a scalar, the shape of `like`.
+    """
+    x = numeric(name, value, like.dtype)
+    padded = (1,) * (like.ndim - x.ndim) + x.shape
+    if len(padded) > like.ndim or any(
+        a not in (b, 1) for a, b in zip(padded, like.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} of shape {x.shape} do not fit {to_name} of shape {like.shape}: give a "
+            f"scalar, or a shape that broadcasts along the trailing axes"
+        )
+    x = _within(name, value, x, allowed)
+    return jnp.broadcast_to(x, like.shape) if x.ndim else x
+
+
+def scalar(name: str, value: ArrayLike, dtype: DTypeLike, allowed: Range | None = None) -> Array:
+    """A numeric setting of the whole loss."""
     x = numeric(name, value, dtype)
     fits(name, x, "a scalar", ())
-    return x
+    return _within(name, value, x, allowed)
+
+
+def positive_range(dtype: DTypeLike) -> Range:
+    return Range(float(jnp.finfo(dtype).tiny))
 
 
 def positive(name: str, value: ArrayLike, dtype: DTypeLike) -> Array:
     """A setting of the whole loss that may not be zero."""
-    return scalar(name, value, dtype, float(jnp.finfo(dtype).tiny))
+    return scalar(name, value, dtype, positive_range(dtype))
 
 
 def of_classes(
     name: str, x: ArrayLike | None, to_name: str, size: int, dtype: DTypeLike
 ) -> Array | None:
-    """A numeric setting of each class."""
+    """A setting of each class, numeric or boolean."""
     if x is None:
         return None
-    x = numeric(name, x, dtype)
+    x = boolean(name, x) if dtype == jnp.bool_ else numeric(name, x, dtype)
     if x.shape != (size,):
         raise ValueError(
             f"{name} of shape {x.shape} do not match {to_name} with {size} classes: expected "
@@ -163,15 +205,11 @@ def chunk_size(size: int | None) -> int | None:
     return size
 
 
-def optional_operand(
-    name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]
-) -> Array | None:
-    """A numeric setting as an operand; None, which costs nothing, if it is plainly zero."""
+def optional(name: str, value: ArrayLike, of: Callable[..., Array], *rest: Any) -> Array | None:
+    """`of(name, value, *rest)`, an operand; None, which costs nothing, if it is plainly zero."""
     if isinstance(value, (int, float)) and value == 0:
         return None
-    x = numeric(name, value, dtype)
-    fits(name, x, "logits" if shape else "one loss", shape)
-    return x
+    return of(name, value, *rest)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

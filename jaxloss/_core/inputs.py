@@ -8,20 +8,30 @@ that no derivative can see it, and the results after.
 import jax.numpy as jnp
 
 from jaxloss._core import checks
-from jaxloss._core.numerics import one_or_nan
 from jaxloss._core.reports import report
 
 
 def elementwise(x_name, x, z_name, z, where):
     """Check and convert a prediction, its label and the mask; broadcast them together."""
-    x = checks.predictions(x_name, x)
-    z = checks.numeric(z_name, z, x.dtype)
-    shape = checks.common_shape(x_name, x, z_name, z)
+    (x, z), where = entries(where, **{x_name: x, z_name: z})
+    return x, z, where
+
+
+def entries(where, **operands):
+    """Check and convert what each example has, and the mask; broadcast them together.
+
+    The first are predictions, the others numbers, in their dtype.
+    """
+    (name, first), *others = operands.items()
+    x = checks.predictions(name, first)
+    converted = [(k, checks.numeric(k, v, x.dtype)) for k, v in others]
+    for k, a in converted:
+        x = jnp.broadcast_to(x, checks.common_shape(name, x, k, a))
     if where is not None:
         where = checks.boolean("where", where)
-        checks.fits("where", where, x_name, shape)
-        where = jnp.broadcast_to(where, shape)
-    return jnp.broadcast_to(x, shape), jnp.broadcast_to(z, shape), where
+        checks.fits("where", where, name, x.shape)
+        where = jnp.broadcast_to(where, x.shape)
+    return [x, *(jnp.broadcast_to(a, x.shape) for _, a in converted)], where
 
 
 def mask(where, *arrays):
@@ -64,14 +74,24 @@ def dense(x_name, x, y_name, y, axis, where):
     integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
     if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
-            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; integer "
-            f"class labels are for the function of this name ..._with_integer_labels"
+            f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; "
+            f"{_one_hot(y_name, x.shape, axis)}"
         )
     shape = checks.common_shape(x_name, x, y_name, y)
     x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
     axes = checks.axes(axis, x.ndim)
     x, axis, live = rows(x_name, x, axes, where)
     return x, y if len(axes) == 1 else checks.classes_last(y, axes), axis, live
+
+
+def _one_hot(name, shape, axis):
+    """What to write where integer labels came instead of those over the classes."""
+    (axis,) = checks.axes(axis, len(shape)) if axis is not None else (len(shape) - 1,)
+    along = "" if axis == len(shape) - 1 else f", axis={axis}"
+    return (
+        f"integer class labels become jax.nn.one_hot({name}, {shape[axis]}{along}), or are for a "
+        f"function whose name ends in _with_integer_labels"
+    )
 
 
 def labels(name, x, labels, axis, ignore_index):
@@ -119,6 +139,14 @@ def ignore(x, labels, axis, ignore_index):
     return jnp.where(kept, x, 0.5), jnp.where(kept, labels, 0), kept
 
 
+def not_ignored(where, labels, ignore_index):
+    """The mask of examples, without those whose label is ignored."""
+    if ignore_index is None:
+        return where
+    kept = labels != ignore_index
+    return kept if where is None else where & kept
+
+
 def exclude(live, x, fill):
     return x if live is None else jnp.where(live, x, fill)
 
@@ -137,7 +165,13 @@ def live_rows(live, loss, axis):
     return loss if live is None else jnp.where(jnp.any(live, axis), loss, 0)
 
 
-def probabilities(p):
-    """`p`, with what cannot be a probability made NaN in value and gradient."""
-    slack = 4 * float(jnp.finfo(p.dtype).eps)
-    return p * one_or_nan((p >= 0) & (p <= 1 + slack), p.dtype)
+def are_probabilities(p, axis):
+    """Whether all along the axis, which is kept, can be probabilities."""
+    low, defined = jnp.min(p, axis, keepdims=True, initial=0), jnp.sum(p, axis, keepdims=True)
+    return (low >= 0) & at_most_one(p, axis) & ~jnp.isnan(defined)
+
+
+def at_most_one(p, axis):
+    """Whether nothing along the axis, which is kept, is above one by more than rounding."""
+    one = 1 + 4 * float(jnp.finfo(p.dtype).eps)
+    return jnp.max(p, axis, keepdims=True, initial=0) <= one

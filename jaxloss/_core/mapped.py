@@ -1,7 +1,16 @@
-"""The types of values inside `shard_map`: over which of its axes they differ."""
+"""What the types of values say of devices: over which they differ in `shard_map`, or are split.
+
+Under explicit sharding each operation says how its result is split. Where that is not worth the
+trouble, as where all rows meet each other, it is left to XLA.
+"""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
 
 import jax
 from jax import Array, lax
+from jax.sharding import AxisType, PartitionSpec, auto_axes
 
 
 def varying(x: Array | jax.ShapeDtypeStruct) -> frozenset:
@@ -14,3 +23,33 @@ def alike(x: Array, *like: Array | jax.ShapeDtypeStruct) -> Array:
     """Let `x`, in its type, differ over all axes over which any of `like` does."""
     missing = tuple(frozenset().union(*map(varying, like)) - varying(x))
     return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def explicit(operands: Any) -> bool:
+    """Whether the types of some operands include a sharding."""
+    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands))
+    return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
+
+
+def automatic(formula: Callable[..., Any], specs: Any, *operands: Any) -> Any:
+    """`formula(*operands)`, split as the specs say, with all that is in between left to XLA."""
+    if not explicit(operands):
+        return formula(*operands)
+    return auto_axes(formula, out_sharding=specs)(*operands)
+
+
+def left_to_xla(axes: int | None) -> Callable[..., Any]:
+    """A formula whose intermediate results XLA may split over devices as it likes.
+
+    Its result has the leading `axes` of the first operand, `[:axes]`, and is split as these are.
+    """
+
+    def decorate(formula: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(formula)
+        def run(x: Array, *operands: Any, **options: Any) -> Any:
+            spec = PartitionSpec(*jax.typeof(x).sharding.spec[:axes])
+            return automatic(partial(formula, **options), spec, x, *operands)
+
+        return run
+
+    return decorate

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxloss._core.rules import tangent_sum
+from jaxloss._core import passes
+from jaxloss._core.rules import tangent_sum, with_fast_value
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -32,31 +33,7 @@ def nan_unless(valid: Array, x: Array) -> Array:
 
 def one_or_nan(valid: Array, dtype: DTypeLike) -> Array:
     """1 where valid, else NaN: as a factor it makes the value NaN, and its derivatives too."""
-    return nan_unless(valid, jnp.ones(valid.shape, dtype))
-
-
-def zero_or_nan(x: Array, use: float = 1, zero: float = 0.0) -> Array:
-    """Puts back a NaN that `minimum` or `maximum` may drop in some of XLA's CPU reductions.
-
-    `use`, and which `zero`, 0 or -0, are constants that no other pass of the same loss has: see
-    `rows`.
-    """
-    return zero / (use + jnp.abs(x))
-
-
-def clipped(x: Array, limit: float, factor: float) -> Array:
-    """`factor * x`, with `x` in [-limit, limit], of constants that no other pass has.
-
-    For an `x` whose NaN the result carries otherwise; else see `bounded`.
-    """
-    # XLA's CPU reductions take five times as long for a sign, and write out a clamp: what
-    # `minimum` and `maximum` become without the factor in between.
-    return jnp.minimum(jnp.maximum(x, -limit) * factor, limit * factor)
-
-
-def bounded(x: Array, limit: float, factor: float) -> Array:
-    """`clipped`, and NaN for NaN."""
-    return clipped(x, limit, factor) + zero_or_nan(x, factor, -0.0)
+    return nan_unless(valid, jnp.ones_like(valid, dtype))
 
 
 def defined(x: Array) -> Array:
@@ -95,15 +72,38 @@ def _softplus_rule(primals, tangents):
 
 
 @jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """`exp(x) - 1`."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_rule(primals, tangents):
+    # The usual rule, expm1(x) + 1, has lost the digits of a small exponential.
+    (x,), (dx,) = primals, tangents
+    return expm1(x), jnp.exp(x) * dx
+
+
 def relu(x: Array) -> Array:
     """`max(x, 0)`, with derivative 1/2 at zero: the mean of the sides."""
-    return jnp.maximum(x, 0) + zero_or_nan(x)
+    return with_fast_value(_relu, lambda x: jnp.maximum(x, passes.nan_of(x)))(x)
 
 
-@relu.defjvp
+@jax.custom_jvp
+def _relu(x: Array) -> Array:
+    return jnp.where(x < 0, 0, x)
+
+
+@_relu.defjvp
 def _relu_rule(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return relu(x), (0.5 + 0.5 * jnp.sign(x)) * dx
+    return _relu(x), heaviside(x) * dx
+
+
+def heaviside(x: Array) -> Array:
+    """0 below zero, 1 above, and 1/2 at zero: the mean of the sides. Its derivative is 0."""
+    x = lax.stop_gradient(x)
+    return jnp.where(x < 0, 0, jnp.where(x > 0, 1, 0.5 + x))  # Or NaN, where that is x.
 
 
 @jax.custom_jvp
@@ -194,10 +194,10 @@ def _ratio_rule(primals, tangents):
 @jax.custom_jvp
 def xlogy(w: Array, p: Array) -> Array:
     """`w * log(p)` with `0 * log 0 = 0`; NaN for a negative `p`, whatever the weight."""
-    inside = p >= 0
-    return nan_unless(
-        inside, jnp.where((w == 0) | ~inside, 0, w * jnp.log(jnp.where(inside, p, 1)))
-    )
+    # No selects, for a sum on a CPU: see `passes`. The root is NaN even where a compiler knows
+    # that the weight is 0 and makes the product 0.
+    beyond_zero = jnp.maximum(float(jnp.finfo(p.dtype).tiny) - jnp.abs(w), 0)
+    return w * jnp.log(p + beyond_zero) + 0 * jnp.sqrt(p)
 
 
 @partial(xlogy.defjvp, symbolic_zeros=True)
@@ -211,11 +211,12 @@ def _xlogy_rule(primals, tangents):
 
 @jax.custom_jvp
 def xlog1my(w: Array, p: Array) -> Array:
-    """`w * log(1 - p)` with `0 * log 0 = 0`; NaN for a `p` above one, whatever the weight."""
-    inside = p <= 1
-    return nan_unless(
-        inside, jnp.where((w == 0) | ~inside, 0, w * jnp.log1p(-jnp.where(inside, p, 0)))
-    )
+    """`w * log(1 - p)` with `0 * log 0 = 0`; NaN for a `p` above one, whatever the weight.
+
+    The weight is 0, or at least the step of numbers below one, as `1 - z` is.
+    """
+    below_one = jnp.maximum(float(jnp.finfo(p.dtype).epsneg) - jnp.abs(w), 0)
+    return w * jnp.log1p(below_one - p) + 0 * jnp.sqrt(1 - p)
 
 
 @partial(xlog1my.defjvp, symbolic_zeros=True)

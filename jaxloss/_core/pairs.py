@@ -90,9 +90,9 @@ def side(
 ) -> Side:
     """This device's rows; those that are masked get harmless contents."""
     (x,) = inputs.mask(None if live is None else live[:, None], x)
-    place = jnp.arange(len(x))
+    place = jnp.arange(x.shape[0])
     if axis_name is not None:
-        place += lax.axis_index(axis_name) * len(x)
+        place += lax.axis_index(axis_name) * x.shape[0]
     return Side(unit_vector(x, 1) if normalize else x, place, labels, live)
 
 
@@ -112,7 +112,7 @@ def blocks(x: Array, size: int, axis: int) -> Array:
 
 def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None, *settings: Array):
     """`block(rows, others, *settings)`, results for each row, from blocks of `size` rows."""
-    n = len(rows.vectors)
+    n = rows.vectors.shape[0]
     if size is None or size >= n:
         return block(rows, others, *settings)
     # A loop keeps the blocks apart by itself.

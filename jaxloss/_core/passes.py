@@ -14,6 +14,8 @@ formula as it is. `tests/test_passes.py` shows what is written without this; if 
 fails there, this room can go.
 """
 
+import functools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -24,9 +26,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Literal
-from jax.sharding import AxisType
 
-from jaxloss._core.mapped import alike
+from jaxloss._core.mapped import alike, explicit
 
 Formula = Callable[..., Any]
 # Up to as many entries a CPU takes several sums in one unrolled loop, ten times as fast as
@@ -49,8 +50,11 @@ def own_pass(formula: Formula) -> Formula:
     return run
 
 
-def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> list[Array]:
-    """The sum of each of `terms(*operands)` along an axis, which is kept with size one."""
+def sums(
+    terms: Callable[..., Sequence[Array]], axis: int | tuple[int, ...], *operands: Array
+) -> list[Array]:
+    """The sum of each of `terms(*operands)` along axes, which are kept with size one."""
+    axes = (axis,) if isinstance(axis, int) else axis
 
     def whole(*operands: Array) -> list[Array]:
         each = terms(*operands)
@@ -58,17 +62,22 @@ def sums(terms: Callable[..., Sequence[Array]], axis: int, *operands: Array) -> 
         return [jnp.broadcast_to(t, shape) for t in each]
 
     def one_by_one(*operands: Array) -> list[Array]:
-        return [jnp.sum(t, axis, keepdims=True) for t in whole(*operands)]
+        return [jnp.sum(t, axes, keepdims=True) for t in whole(*operands)]
 
     def cpu(*operands: Array) -> list[Array]:
         shapes = jax.eval_shape(whole, *operands)
-        if shapes[0].shape[axis] <= SHORT and not _explicitly_sharded(operands):
+        short = _short(math.prod(shapes[0].shape[a] for a in axes))
+        if short and not explicit(operands):
             carrier = _tangent_carrier(operands)
-            return _in_one_loop([t + carrier for t in whole(*operands)], axis)
+            return _in_one_loop([t + carrier for t in whole(*operands)], axes)
         passes = [lambda *xs, i=i: one_by_one(*xs)[i] for i in range(len(shapes))]
         return [_apart(f, f"{_name(terms)} {i}", *operands) for i, f in enumerate(passes)]
 
     return lax.platform_dependent(*_all_alike(operands), cpu=cpu, default=one_by_one)
+
+
+def _short(entries: Any) -> bool:
+    return isinstance(entries, int) and entries <= SHORT  # Exported, it may be a symbol.
 
 
 def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
@@ -82,12 +91,29 @@ def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
     return sum((jnp.where(never, x[(0,) * x.ndim], 0) for x in floating), 0)
 
 
-def _in_one_loop(terms: Sequence[Array], axis: int) -> list[Array]:
-    def add(a, b):
-        return [u + v for u, v in zip(a, b, strict=True)]
-
+def _in_one_loop(terms: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
     zeros = [jnp.zeros((), t.dtype) for t in terms]
-    return [jnp.expand_dims(s, axis) for s in lax.reduce(terms, zeros, add, (axis,))]
+    return [jnp.expand_dims(s, axes) for s in lax.reduce(terms, zeros, _each_added, axes)]
+
+
+def largest(x: Array, axis: int) -> Array:
+    """The largest entry along an axis, or NaN if one is; YNNPACK drops that in a maximum."""
+
+    def plain(x: Array) -> Array:
+        return jnp.max(x, axis)
+
+    def in_one_loop(x: Array) -> Array:
+        least = jnp.asarray(-jnp.inf, x.dtype)
+        return lax.reduce(x, least, _larger_or_nan, (axis,))
+
+    def cpu(x: Array) -> Array:
+        if _short(x.shape[axis]):
+            return in_one_loop(x)
+        big = float(jnp.finfo(x.dtype).max)
+        top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
+        return lax.cond(jnp.all(top < big), _top, _top_or_nan(axis), x, top)
+
+    return lax.platform_dependent(x, cpu=cpu, default=plain)
 
 
 def step(x: Array) -> Array:
@@ -126,6 +152,44 @@ def nan_of(x: Array) -> Array:
     return 0 / (1 + jnp.abs(x))
 
 
+def nan_of_row(row: Array, *entries: Array) -> Array:
+    """0, or NaN where the result of the row is NaN: on accelerators, where one of the entries is.
+
+    A CPU would read the entries once more, and accelerators the gradient's other operands, which
+    they have at hand while they sum up the row.
+    """
+
+    def default(row: Array, *entries: Array) -> Array:
+        return sum(map(nan_of, entries), alike(jnp.zeros((), row.dtype), row, *entries))
+
+    def cpu(row: Array, *entries: Array) -> Array:
+        shape = jnp.broadcast_shapes(*(x.shape for x in entries))
+        return jnp.broadcast_to(nan_of(row), shape)
+
+    return lax.platform_dependent(*_all_alike((row, *entries)), cpu=cpu, default=default)
+
+
+def unless(known: Array, results: Any, formula: Formula, *operands: Array) -> Any:
+    """`formula(*operands)`, which a CPU skips where it is known to have these results.
+
+    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    """
+
+    def cpu(results, *operands):
+        def skip(results, *_):
+            return results
+
+        def run(_, *operands):
+            return formula(*operands)
+
+        return lax.cond(known, skip, run, results, *operands)
+
+    def default(_, *operands):
+        return formula(*operands)
+
+    return lax.platform_dependent(results, *operands, cpu=cpu, default=default)
+
+
 def _all_alike(trees: Any) -> Any:
     """In `shard_map`, let all operands differ over the axes over which any of them does."""
     leaves = jax.tree.leaves(trees)
@@ -140,12 +204,43 @@ def nan_beside_inf(x: Array, top: Array, axis: int) -> Array:
 
     def cpu(x: Array, top: Array) -> Array:
         look = jnp.any(top >= float(jnp.finfo(x.dtype).max))  # Which is next to never.
-        return lax.cond(look, lambda x, _: jnp.sum(nan_of(x), axis, keepdims=True), default, x, top)
+        return lax.cond(look, _nan_along(axis), _no_nan, x, top)
 
-    def default(x: Array, top: Array) -> Array:
-        return alike(jnp.zeros_like(top), x, top)
+    return lax.platform_dependent(*_all_alike((x, top)), cpu=cpu, default=_no_nan)
 
-    return lax.platform_dependent(*_all_alike((x, top)), cpu=cpu, default=default)
+
+# JAX knows by the function whether it has compiled a branch or a reduction before: outside of
+# `jit`, one that is defined anew at each call is compiled anew.
+def _each_added(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    return [u + v for u, v in zip(a, b, strict=True)]
+
+
+def _larger_or_nan(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
+
+
+def _top(_: Array, top: Array) -> Array:
+    return top
+
+
+def _no_nan(x: Array, top: Array) -> Array:
+    return alike(jnp.zeros_like(top), x, top)
+
+
+@functools.cache
+def _nan_along(axis: int) -> Formula:
+    def nan(x: Array, _: Array) -> Array:
+        return jnp.sum(nan_of(x), axis, keepdims=True)
+
+    return nan
+
+
+@functools.cache
+def _top_or_nan(axis: int) -> Formula:
+    def top(x: Array, _: Array) -> Array:
+        return jnp.max(x, axis) + jnp.sum(nan_of(x), axis)
+
+    return top
 
 
 def _name(formula: Formula) -> str:
@@ -154,7 +249,7 @@ def _name(formula: Formula) -> str:
 
 def _apart(formula: Formula, name: str, *trees: Any) -> Any:
     operands = jax.tree.leaves(trees)
-    if _explicitly_sharded(operands):  # No entry can be taken of them without saying to where.
+    if explicit(operands):  # No entry can be taken of them without saying to where.
         return formula(*trees)
     # Traced of shapes alone: in `shard_map` all differ over the same devices, as the one does.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
@@ -162,11 +257,6 @@ def _apart(formula: Formula, name: str, *trees: Any) -> Any:
     one = _hidden_one(operands, zlib.crc32(name.encode()))
     results = _evaluate(jaxpr.jaxpr, jaxpr.consts, [_times_one(x, one) for x in operands], one)
     return jax.tree.unflatten(jax.tree.structure(out), results)
-
-
-def _explicitly_sharded(operands: Sequence[Array]) -> bool:
-    meshes = (jax.typeof(x).sharding.mesh for x in operands)
-    return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
 def _hidden_one(operands: Sequence[Array], tag: int) -> Array:

@@ -4,13 +4,13 @@ A rule is a `jax.custom_jvp`, so that every loss has derivatives of any order in
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
@@ -18,19 +18,26 @@ from jaxloss._core.split import ClassAxis, total
 
 
 def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
+    """Compile `formula` for an eager call and its derivatives; else leave it to the caller's jit.
 
     A jit inside of a jit, even an inlined one, would be traced and linearised on its own,
-    which doubles the time that tracing a loss and its gradient takes.
+    which doubles the time that tracing a loss and its gradient takes. Under `jax_debug_infs` it is
+    compiled all the same: infinities inside of a formula, as of what is no class, are not faults.
     """
     compiled = jax.jit(formula, **jit_options)
 
     @functools.wraps(formula)
     def call(*args, **options):
-        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        return (formula if traced else compiled)(*args, **options)
+        plain = not all(map(_has_a_value, jax.tree.leaves(args)))
+        plain &= not jax.config.jax_debug_infs  # pyright: ignore[reportAttributeAccessIssue]
+        return (formula if plain else compiled)(*args, **options)
 
     return call
+
+
+def _has_a_value(x: Any) -> bool:
+    """Whether it is known by now, as also where it is differentiated without `jit`."""
+    return not isinstance(x, Tracer) or x.to_concrete_value() is not None
 
 
 def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
@@ -41,6 +48,19 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     """
     live = [term() for tangent, term in terms if not isinstance(tangent, SymbolicZero)]
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
+
+
+def live_jvp(
+    f: Callable[..., Array], primals: Sequence[Any], tangents: Sequence[Any]
+) -> tuple[Array, Array]:
+    """`jax.jvp` by the operands that are being differentiated."""
+    live = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def of_live(*some):
+        given = dict(zip(live, some, strict=True))
+        return f(*(given.get(i, primal) for i, primal in enumerate(primals)))
+
+    return jax.jvp(of_live, [primals[i] for i in live], [tangents[i] for i in live])
 
 
 def with_fast_gradient(
@@ -65,18 +85,10 @@ def with_fast_gradient(
     def _loss_rule(primals, tangents):
         (x, *others), (v, *moves) = primals, tangents
         value, gradient = both(x, *others)
-        live = [i for i, move in enumerate(moves) if not isinstance(move, SymbolicZero)]
-
-        def of_others():
-            def f(*some):
-                given = dict(zip(live, some, strict=True))
-                return exact(x, *(given.get(i, other) for i, other in enumerate(others)))
-
-            return jax.jvp(f, [others[i] for i in live], [moves[i] for i in live])[1]
-
         terms = [(v, lambda: inner(gradient, v))]
-        if live:
-            terms.append((moves[live[0]], of_others))
+        moving = [move for move in moves if not isinstance(move, SymbolicZero)]
+        if moving:
+            terms.append((moving[0], lambda: live_jvp(partial(exact, x), others, moves)[1]))
         return value, tangent_sum(value, *terms)
 
     @jax.custom_jvp
@@ -94,15 +106,20 @@ def with_fast_gradient(
     return loss
 
 
-def shortcut(
-    easy: Array, cheap: Callable[..., Any], full: Callable[..., Any], *operands: Array
-) -> Any:
-    """`full(*operands)`, or on a CPU, where that is `easy`, the same by `cheap`.
+def with_fast_value(
+    exact: Callable[..., Array], fast: Callable[..., Array]
+) -> Callable[..., Array]:
+    """`exact(*operands)`, whose value, where no derivative is asked for, is `fast`'s.
 
-    Accelerators run no branches: those would part what they fuse. Under `vmap` a CPU runs both.
+    That is for what is a pass of its own, but not where its terms are also the gradient's.
     """
 
-    def either(*operands):
-        return lax.cond(easy, cheap, full, *operands)
+    @jax.custom_jvp
+    def formula(*operands):
+        return fast(*operands)
 
-    return lax.platform_dependent(*operands, cpu=either, default=full)
+    @partial(formula.defjvp, symbolic_zeros=True)
+    def _rule(primals, tangents):
+        return live_jvp(exact, primals, tangents)
+
+    return formula

@@ -64,7 +64,8 @@ def _each(x: Array, axis: ClassAxis) -> Sequence[Array] | None:
     elementwise arithmetic, and fused with what is around them.
     """
     n, a = x.shape[axis], operator.index(axis)
-    return lax.split(x, (1,) * n, a) if 0 < n <= 8 and a < x.ndim - 1 else None
+    few = a < x.ndim - 1 and isinstance(n, int) and 0 < n <= 8  # Exported, it may be a symbol.
+    return lax.split(x, (1,) * n, a) if few else None
 
 
 def broadcast_rows(of_row: Array, x: Array, axis: ClassAxis) -> Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core import passes
 from jaxloss._core.numerics import largest
-from jaxloss._core.rules import shortcut
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -18,7 +18,7 @@ def unit_vector(x: Array, axis: int) -> Array:
     Entries that are NaN or infinite become NaN.
     """
     size = length(x, axis)
-    return shrunk(x, size, 0) * size.inverse
+    return x * size.scale * size.inverse
 
 
 @unit_vector.defjvp
@@ -26,42 +26,42 @@ def _unit_rule(axis, primals, tangents):
     # d u = (v - u <u, v>) / |x|
     (x,), (v,) = primals, tangents
     u, size = unit_vector(x, axis), length(x, axis)
-    return u, (v - u * _inner(u, v, axis)) * size.shrink * size.inverse
+    return u, (v - u * _inner(u, v, axis)) * size.scale * size.inverse
 
 
 class Length(NamedTuple):
-    shrink: Array  # a power of two by which no square that counts over- or underflows
-    inverse: Array  # 1 / |shrink * x|, 0 for a zero vector
+    scale: Array  # a power of two by which no square that counts over- or underflows
+    inverse: Array  # 1 / |scale * x|, 0 for a zero vector
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def length(x: Array, axis: int) -> Length:
-    # No square that counts is lost of a vector that is neither short nor long.
-    squares = jnp.sum(jnp.square(x), axis, keepdims=True)
-    low = float(jnp.finfo(x.dtype).tiny) ** 0.5
-    easy = jnp.all((squares > low) & (squares < 1 / low))
-    full = partial(_shrunk_length, axis=axis)
-    # The barrier has these computed once a row.
-    return Length(*lax.optimization_barrier(shortcut(easy, _plain_length, full, x, squares)))
-
-
-def _plain_length(_, squares):
-    inverse = 1 / jnp.sqrt(squares)
-    shrink = lax.reduce_precision(inverse, jnp.finfo(squares.dtype).nexp, 0)
-    return Length(shrink, inverse / shrink)
-
-
-def _shrunk_length(x, _, axis):
-    # By about the largest entry; its bound leaves room to halve what it is the inverse of.
     info = jnp.finfo(x.dtype)
+    squares = jnp.sum(jnp.square(x), axis, keepdims=True)
+    inverse = _inverse_root(squares)
+    scale = lax.reduce_precision(inverse, info.nexp, 0)
+    # Of vectors that are neither short nor long no square that counts is lost.
+    low = float(info.tiny) ** 0.5
+    plain = jnp.all((squares > low) & (squares < 1 / low))
+    size = passes.unless(plain, (scale, inverse / scale), partial(_scaled_length, axis=axis), x)
+    return Length(*lax.optimization_barrier(size))  # Once a row, not once an element.
+
+
+def _scaled_length(x: Array, axis: int) -> tuple[Array, Array]:
+    """By a scale that is about the inverse of the largest entry."""
+    info = jnp.finfo(x.dtype)
+    # The bound leaves room for the inverse.
     top = jnp.minimum(jnp.max(jnp.abs(x), axis, keepdims=True), largest(x.dtype) / 64)
-    scale = jnp.where(top < float(info.tiny), 1, lax.reduce_precision(top, info.nexp, 0))
-    shrink = lax.optimization_barrier(1 / scale)
-    y = x * shrink
-    # Of y * y, and a constant x, XLA would make x * x * shrink * shrink, which may be 0 * inf.
-    squares = _inner(y, y + 1e-30, axis)
+    power = jnp.where(top < float(info.tiny), 1, lax.reduce_precision(top, info.nexp, 0))
+    scale = lax.optimization_barrier(1 / power)
+    y = x * scale
+    # Of y * y, and a constant x, XLA would make x * x * scale * scale, which may be 0 * inf.
+    return scale, _inverse_root(_inner(y, y + 1e-30, axis))
+
+
+def _inverse_root(squares: Array) -> Array:
     zero = squares == 0
-    return Length(shrink, jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, squares))))
+    return jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 @length.defjvp
@@ -69,13 +69,8 @@ def _length_rule(axis, primals, tangents):
     # d (1 / |s x|) = -(1 / |s x|) ** 2 * <u, s dx>
     (x,), (dx,) = primals, tangents
     out = length(x, axis)
-    slope = _inner(unit_vector(x, axis), dx, axis) * out.shrink
-    return out, Length(jnp.zeros_like(out.shrink), -(out.inverse**2) * slope)
-
-
-def shrunk(x: Array, size: Length, use: int) -> Array:
-    """The vector scaled by a power of two, another in each pass: see `rows`."""
-    return x * (0.5**use * size.shrink)
+    slope = _inner(unit_vector(x, axis), dx, axis) * out.scale
+    return out, Length(jnp.zeros_like(out.scale), -(out.inverse**2) * slope)
 
 
 def _inner(a: Array, b: Array, axis: int) -> Array:

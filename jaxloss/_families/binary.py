@@ -8,10 +8,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import sigmoid, softplus, xlog1my, xlogy
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(
+    logits=("entries", "logits"),
+    labels=("entries", "bit"),
+    label_smoothing=("entries", "probability"),
+    pos_weight=("entries", "positive"),
+)
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -58,11 +65,12 @@ def sigmoid_binary_cross_entropy(
     >>> print(jax.grad(jaxloss.sigmoid_binary_cross_entropy)(0.0, 0.0))
     0.5
     """
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     if pos_weight is not None:
         pos_weight = checks.setting("pos_weight", pos_weight, "logits", x)
-    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, x.shape)
+    smoothing = checks.optional(
+        "label_smoothing", label_smoothing, checks.setting, "logits", x, checks.SHARE
+    )
     return _sigmoid_bce(x, z, smoothing, pos_weight, where)
 
 
@@ -132,6 +140,7 @@ def _bce_slope_rule(primals, tangents):
     return bce_slope(*primals), (a + b) * (sigmoid(x) * sigmoid(-x)) * dx + by_weights
 
 
+@takes(probabilities=("entries", "probability"), labels=("entries", "bit"))
 def binary_cross_entropy(
     probabilities: ArrayLike,
     labels: ArrayLike,

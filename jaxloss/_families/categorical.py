@@ -2,20 +2,21 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.nll import Terms, combined, label_nll, soft_nll
+from jaxloss._core.declare import takes
+from jaxloss._core.nll import Terms, combined, label_nll, smoothed_nll, soft_nll
 from jaxloss._core.numerics import one_or_nan, xlogy
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import class_shape, classes
+from jaxloss._core.split import class_shape, of_label
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -69,6 +70,7 @@ def _softmax_ce(x, y, live, *, axis):
     return inputs.live_rows(live, jnp.squeeze(soft_nll(x, y, axis), axis), axis)
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""`softmax_cross_entropy` along the last axis, under the name that optax gives the one
     which takes logits of -inf. Here both do, in every derivative.
@@ -86,6 +88,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return softmax_cross_entropy(logits, labels)
 
 
+@takes(logits=("row", "logits"), labels="labels")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -99,8 +102,8 @@ def softmax_cross_entropy_with_integer_labels(
 ) -> Array:
     r"""Cross-entropy of `softmax(logits)` against integer labels, without a one-hot.
 
-    With x the logits of one row, C its number of classes, k its label, s `label_smoothing`
-    and w `class_weights`:
+    With x the logits of one row, C its number of classes that are not excluded, k its label,
+    s `label_smoothing` and w `class_weights`:
 
         loss = (1 - s) * w_k * nll_k + s / C * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
 
@@ -115,7 +118,7 @@ def softmax_cross_entropy_with_integer_labels(
         axis: the class axis; for a tuple (None: all) the label is the flat index into them.
         where: booleans, shaped like `logits` to exclude classes, or without the class axes
             to exclude rows.
-        label_smoothing: s in [0, 1], spread over the classes that `where` leaves.
+        label_smoothing: s in [0, 1], spread over the classes that are not excluded.
         ignore_index: rows with this label cost 0 and have gradient 0, whatever their logits.
         class_weights: C weights, at least 0; they multiply the loss and do not normalise it.
         z_loss: weight of the squared log-normaliser, which keeps logits from drifting.
@@ -142,13 +145,14 @@ def softmax_cross_entropy_with_integer_labels(
     >>> print(jaxloss.softmax_cross_entropy_with_integer_labels(logits, labels))
     [4.076e-01 4.1223e-09]
     """
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     x, labels, axis, live = inputs.labelled("logits", logits, labels, axis, where, ignore_index)
     class_weights = checks.of_classes(
         "class_weights", class_weights, "logits", x.shape[axis], x.dtype
     )
-    smoothing = checks.optional_operand("label_smoothing", label_smoothing, x.dtype, ())
-    z = checks.optional_operand("z_loss", z_loss, x.dtype, ())
+    smoothing = checks.optional(
+        "label_smoothing", label_smoothing, checks.scalar, x.dtype, checks.SHARE
+    )
+    z = checks.optional("z_loss", z_loss, checks.scalar, x.dtype)
     return integer_cross_entropy(
         x, labels, live, smoothing, class_weights, z, axis=axis, ignore_index=ignore_index
     )
@@ -162,22 +166,15 @@ def integer_cross_entropy(x, labels, live, smoothing, class_weights, z_loss, *, 
     if class_weights is not None:
         weights = class_weights.reshape(class_shape(x, axis))
     if smoothing is not None:
-        y = _uniform(x, live, axis) if weights is None else _uniform(x, live, axis) * weights
-        smooth = soft_nll(x, y, axis)
+        each = jnp.ones(class_shape(x, axis), x.dtype) if weights is None else weights
+        smooth = smoothed_nll(x, each, axis)
     lse = None if z_loss is None else logsumexp(x, axis)
     loss = combined(Terms(nll, smooth, lse), labels, weights, smoothing, z_loss, axis)
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
-def _uniform(x, live, axis):
-    """The uniform distribution over the live classes, broadcastable to `x`."""
-    if live is None:
-        return jnp.full(class_shape(x, axis), 1 / max(classes(x, axis), 1), x.dtype)
-    count = jnp.sum(live, axis, keepdims=True, dtype=x.dtype)
-    return live.astype(x.dtype) / jnp.maximum(count, 1)
-
-
+@takes(probabilities=("row", "distribution"), labels=("row", "distribution"))
 def categorical_cross_entropy(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -225,10 +222,12 @@ def categorical_cross_entropy(
 
 @partial(jit_when_eager, static_argnames="axis")
 def _probability_ce(p, y, live, *, axis):
-    p, y = inputs.probabilities(inputs.exclude(live, p, 1)), inputs.exclude(live, y, 0)
-    return 0 - jnp.sum(xlogy(y, p), axis)
+    p, y = inputs.exclude(live, p, 1), inputs.exclude(live, y, 0)
+    loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)  # NaN for a p below 0.
+    return jnp.squeeze(loss * one_or_nan(inputs.at_most_one(p, axis), p.dtype), axis)
 
 
+@takes(probabilities=("row", "distribution"), labels="labels")
 def categorical_cross_entropy_with_integer_labels(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -283,11 +282,9 @@ def categorical_cross_entropy_with_integer_labels(
 def _probability_integer_ce(p, labels, live, *, axis, ignore_index):
     p, labels, kept = inputs.ignore(p, labels, axis, ignore_index)
     p = inputs.live_classes(live, p, axis, 0, 1)
-    valid = (labels >= 0) & (labels < p.shape[axis])
-    p = inputs.probabilities(p) * one_or_nan(valid, p.dtype)
-    # The row's own term only; the others are there to carry a NaN.
-    y = jax.nn.one_hot(jnp.squeeze(labels, axis), p.shape[axis], dtype=p.dtype, axis=axis)
-    loss = 0 - jnp.sum(xlogy(y, p), axis, keepdims=True)
+    valid = (labels >= 0) & (labels < p.shape[axis]) & inputs.are_probabilities(p, axis)
+    p = p * one_or_nan(valid, p.dtype)  # A NaN then is in the gradient of each class.
+    loss = 0 - jnp.log(of_label(p, labels, axis))
     loss = loss if kept is None else jnp.where(kept, loss, 0)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
@@ -322,9 +319,8 @@ def smooth_labels(
     >>> print(jaxloss.smooth_labels(jax.numpy.array([0.0, 1.0]), 0.25))
     [0.125 0.875]
     """
-    checks.option("alpha", alpha, 0, 1)
     y = checks.predictions("labels", labels)
-    alpha = checks.scalar("alpha", alpha, y.dtype)
+    alpha = checks.scalar("alpha", alpha, y.dtype, checks.SHARE)
     if where is not None:
         where = checks.boolean("where", where)
         checks.fits("where", where, "labels", y.shape)

@@ -10,6 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import label_nll, soft_nll
 from jaxloss._core.numerics import softplus
 from jaxloss._core.pairs import AxisName, Side
@@ -18,6 +20,7 @@ from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
 
+@takes(embeddings="embeddings", labels="labels")
 def ntxent(
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -74,6 +77,7 @@ def ntxent(
 
 
 @partial(jit_when_eager, static_argnames=("size", "axis_name"))
+@left_to_xla(0)
 def _ntxent(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)
@@ -92,6 +96,7 @@ def _ntxent_block(rows: Side, others: Side, temperature: Array) -> tuple[Array, 
     return jnp.sum(losses, 1), jnp.sum(positive, 1, dtype=logits.dtype)
 
 
+@takes(queries="embeddings", keys="embeddings")
 def info_nce(
     queries: ArrayLike,
     keys: ArrayLike,
@@ -152,6 +157,7 @@ def info_nce(
 
 
 @partial(jit_when_eager, static_argnames=("symmetric", "normalize", "size", "axis_name"))
+@left_to_xla(1)
 def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
     queries, keys = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
 
@@ -171,6 +177,7 @@ def _info_nce_block(rows: Side, others: Side, temperature: Array) -> Array:
     return label_nll(logits, rows.place[:, None], 1)[:, 0]
 
 
+@takes(image_embeddings="embeddings", text_embeddings="embeddings")
 def siglip_loss(
     image_embeddings: ArrayLike,
     text_embeddings: ArrayLike,
@@ -182,7 +189,7 @@ def siglip_loss(
     chunk_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    r"""SigLIP: of every pair of image and text, whether the two belong together.
+    r"""SigLIP: whether image and text belong together, of all pairs; the temperature multiplies.
 
     With s_ij the cosine of image i and text j, and z_ij = 1 for i = j, else -1:
 
@@ -233,6 +240,7 @@ def siglip_loss(
 
 
 @partial(jit_when_eager, static_argnames=("normalize", "size", "axis_name"))
+@left_to_xla(1)
 def _siglip(x, y, temperature, bias, live, *, normalize, size, axis_name):
     images, texts = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
     texts = pairs.columns(texts, axis_name)
@@ -246,6 +254,7 @@ def _siglip_block(rows: Side, others: Side, temperature: Array, bias: Array) -> 
     return jnp.sum(inputs.masked(pairs.present(others), losses), 1)
 
 
+@takes(embeddings="embeddings", labels="labels")
 def supervised_contrastive_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -302,6 +311,7 @@ def supervised_contrastive_loss(
 
 
 @partial(jit_when_eager, static_argnames=("size", "axis_name"))
+@left_to_xla(1)
 def _supervised(x, labels, temperature, live, *, size, axis_name):
     rows = pairs.side(x, labels, live, True, axis_name)
     others = pairs.columns(rows, axis_name)

@@ -1,6 +1,7 @@
 """Cosine similarity and distance: the error of the direction of a vector."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -8,11 +9,13 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.checks import Axis
-from jaxloss._core.rules import jit_when_eager, shortcut, with_fast_gradient
+from jaxloss._core.declare import takes
+from jaxloss._core.rules import jit_when_eager, with_fast_gradient
 from jaxloss._core.split import total
-from jaxloss._core.vectors import length, shrunk, unit_vector
+from jaxloss._core.vectors import Length, length, unit_vector
 
 
+@takes(predictions="row", targets="row")
 def cosine_similarity(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -54,6 +57,7 @@ def cosine_similarity(
     return _cosine(p, t, live, floor, axis=axis, distance=False)
 
 
+@takes(predictions="row", targets="row")
 def cosine_distance(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -64,8 +68,8 @@ def cosine_distance(
 ) -> Array:
     r"""Cosine distance, `1 - cosine_similarity`, in [0, 2].
 
-    Computed as half the squared distance of the unit vectors where they are close, so that
-    it is not lost beside the one.
+    Computed as half the squared distance of the unit vectors, so that it is not lost beside
+    the one.
 
     Args, returns, raises: see `cosine_similarity`; a vector of zeros is at distance 1.
 
@@ -73,8 +77,8 @@ def cosine_distance(
         Manning et al., Introduction to Information Retrieval, 2008, section 6.3.1.
 
     >>> import jax, jaxloss
-    >>> print(jaxloss.cosine_distance(jax.numpy.array([3.0, 4.0]), jax.numpy.array([3.0, 4.001])))
-    7.197e-09
+    >>> print(jaxloss.cosine_distance(jax.numpy.array([3.0, 4.0]), jax.numpy.array([3.0, 4.25])))
+    0.00041579
     """
     p, t, live, floor, axis = _pair(predictions, targets, epsilon, axis, where)
     return _cosine(p, t, live, floor, axis=axis, distance=True)
@@ -86,7 +90,7 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
 
     def exact(p, t):
         a, b = (_floored_unit(x, epsilon, axis) for x in (p, t))
-        return _of_units(a, b, axis, distance)
+        return _distance(a, b, axis) if distance else total(a.vector * b.vector, axis)
 
     if epsilon is None:
         fast = partial(_with_gradient, axis=axis, distance=distance)
@@ -96,49 +100,55 @@ def _cosine(p, t, live, epsilon, *, axis, distance):
     return inputs.live_rows(live, jnp.squeeze(out, axis), axis)
 
 
-def _of_units(a, b, axis, distance):
-    out = total(a * b, axis)
-    if distance:
-        # Half the squared difference, where the cosine would lose it beside the one.
-        out = jnp.where(out > 0.5, 0.5 * total((a - b) ** 2, axis), 1 - out)
-    return out
+class _Unit(NamedTuple):
+    vector: Array
+    missing: Array  # 1 - |vector|**2: 0, or more of a vector that is zero or below the floor
+
+
+def _distance(a: _Unit, b: _Unit, axis):
+    # 1 - <a, b> = (|a - b|**2 + (1 - |a|**2) + (1 - |b|**2)) / 2, not lost beside the one
+    return (total((a.vector - b.vector) ** 2, axis) + (a.missing + b.missing)) / 2
 
 
 def _with_gradient(p, t, *, axis, distance):
-    """Also (b - a <a, b>) / |p|, the derivative of the similarity, of the unit vectors a and b."""
-    sizes = of_p, of_t = length(p, axis), length(t, axis)
-
-    def pair(use):
-        return (shrunk(x, size, use) for x, size in zip((p, t), sizes, strict=True))
-
-    def apart(*_):
-        a, b = (4 * size.inverse * x for size, x in zip(sizes, pair(2), strict=True))
-        return total((a - b) ** 2, axis) / 2
-
-    x, y = pair(0)
-    out = cosine = total(x * y, axis) * (of_p.inverse * of_t.inverse)
-    rest = -cosine
+    # d <a, b> / dp = (b - a <a, b>) / |p|
+    of_p, of_t = length(p, axis), length(t, axis)
+    inverse = of_p.inverse * of_t.inverse
     if distance:
-        close = cosine > 0.5
-        near = shortcut(~jnp.any(close), lambda *_: jnp.zeros_like(cosine), apart)
-        out = jnp.where(close, near, 1 - cosine)
-        rest = jnp.where(close, near - 1, rest)
-    factor = (-2 if distance else 2) * of_p.shrink * of_p.inverse
-    of_b, of_a = lax.optimization_barrier((factor * of_t.inverse, factor * (rest * of_p.inverse)))
-    x, y = pair(1)
-    return out, y * of_b + x * of_a
+        out = _distance(_unit(p, of_p), _unit(t, of_t), axis)
+        cosine, sign = 1 - out, -1
+    else:
+        cosine = out = total((p * of_p.scale) * (t * of_t.scale), axis) * inverse
+        sign = 1
+    # Once a row, not once an element.
+    p_scale, t_scale, by_b, by_a = lax.optimization_barrier(
+        (
+            of_p.scale,
+            of_t.scale,
+            sign * of_p.scale * inverse,
+            sign * of_p.scale * of_p.inverse * (cosine * of_p.inverse),
+        )
+    )
+    return out, (t * t_scale) * by_b - (p * p_scale) * by_a
 
 
-def _floored_unit(x, epsilon, axis):
+def _unit(x, size: Length) -> _Unit:
+    return _Unit(x * size.scale * size.inverse, (size.inverse == 0).astype(x.dtype))
+
+
+def _floored_unit(x, epsilon, axis) -> _Unit:
+    zero = length(x, axis).inverse == 0
+    u, missing = unit_vector(x, axis), zero.astype(x.dtype)
     if epsilon is None:
-        return unit_vector(x, axis)
-    floor, u = jnp.sqrt(epsilon), unit_vector(x, axis)
-    short = jnp.sum(x * u, axis, keepdims=True) < floor
-    return jnp.where(short, x / jnp.where(short, floor, 1), u)
+        return _Unit(u, missing)
+    floor = jnp.sqrt(epsilon)
+    short = ~zero & (total(x * u, axis) < floor)  # A zero vector has derivatives of zero.
+    v = jnp.where(short, x / jnp.where(short, floor, 1), u)
+    return _Unit(v, jnp.where(short, 1 - total(v * v, axis), missing))
 
 
 def _pair(predictions, targets, epsilon, axis, where):
     """Check and convert two vectors, the mask and the floor of the squared norms."""
-    checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, axis, live = inputs.dense("predictions", predictions, "targets", targets, axis, where)
-    return p, t, live, checks.optional_operand("epsilon", epsilon, p.dtype, ()), axis
+    floor = checks.optional("epsilon", epsilon, checks.scalar, p.dtype, checks.NONNEGATIVE)
+    return p, t, live, floor, axis

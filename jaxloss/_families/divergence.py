@@ -8,23 +8,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
-from jaxloss._core.nll import soft_nll
+from jaxloss._core.declare import takes
 from jaxloss._core.numerics import (
     clip_to_finite,
     defined,
     largest,
+    nan_unless,
     nonnegative,
     times,
     xlogy,
-    zero_or_nan,
 )
 from jaxloss._core.rows import softmax
-from jaxloss._core.rules import jit_when_eager, shortcut, with_fast_gradient
-from jaxloss._core.split import ClassAxis, total
+from jaxloss._core.rules import jit_when_eager, with_fast_gradient
+from jaxloss._core.split import ClassAxis, largest_of, sums, total
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -71,45 +72,43 @@ def kl_divergence(
     return _kl(log_p, t, live, axis=axis)
 
 
-@partial(jit_when_eager, static_argnames=("axis", "measures"))
-def _kl(log_p, t, live, *, axis, measures=False):
-    def exact(log_p, t):
-        positive = nonnegative(t)
-        terms = xlogy(positive, positive) - times(positive, defined(log_p))
-        return total(terms + (jnp.exp(log_p) - t) if measures else terms, axis)
-
+@partial(jit_when_eager, static_argnames="axis")
+def _kl(log_p, t, live, *, axis):
     def fast(log_p, t):
-        loss = _cross(log_p, t, lambda t: (t, jnp.log(t + float(jnp.finfo(t.dtype).tiny))), axis)
-        loud = _loud(loss, log_p, t, lambda log_p, t: zero_or_nan(log_p) - 0 * jnp.sqrt(t))
-        if measures:
-            loss += total(jnp.exp(log_p) - t, axis)
-            return loss, (loud - t) + _exp_again(log_p)
-        return loss, loud - t
+        terms = t * (_scaled_log(t) - _scaled(log_p)) + passes.nan_of(log_p)
+        loss = total(terms, axis) / _scale(t)
+        return loss, passes.nan_of_row(loss, log_p, jnp.log(t)) - t
 
-    # What is no class is no term; a measure has none of it either.
-    log_p = inputs.exclude(live, log_p, -jnp.inf if measures else 0)
-    t = inputs.exclude(live, t, 0)
+    log_p, t = inputs.exclude(live, log_p, 0), inputs.exclude(live, t, 0)
+    exact = partial(_exact_kl, axis=axis)
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)
 
 
-def _cross(log_p, targets, parts, axis):
-    """`sum(t * (log_t - log_p))`, for the `t, log_t = parts(targets)`; `log_p` may be -inf."""
-
-    def plain(log_p, targets):
-        t, log_t = parts(targets)
-        return total(t * (log_t - log_p), axis)
-
-    def full(log_p, targets):
-        t, log_t = parts(targets)
-        # A power of two takes an infinity to a finite number and back: times zero, it is zero.
-        eps, least = float(jnp.finfo(t.dtype).eps), -largest(t.dtype)
-        behind = (log_t * eps) - jnp.maximum(log_p * eps, least)
-        return total(t * behind + zero_or_nan(log_p), axis) / eps
-
-    loss = plain(log_p, targets)
-    return shortcut(jnp.all(jnp.isfinite(loss)), lambda *_: loss, full, log_p, targets)
+def _exact_kl(log_p, t, axis):
+    positive = nonnegative(t)
+    return total(xlogy(positive, positive) - times(positive, defined(log_p)), axis)
 
 
+# In a sum of t * (log t - log p), a log p of -inf has to be finite where t is zero, and infinite
+# elsewhere. So what is summed up is scaled by a power of two: that takes an infinity to a finite
+# number, and back where the sum is divided by it.
+
+
+def _scale(x):
+    return float(jnp.finfo(x.dtype).eps)
+
+
+def _scaled(log_p):
+    """`log_p`, scaled, a finite number for -inf."""
+    return jnp.maximum(log_p * _scale(log_p), -largest(log_p.dtype))
+
+
+def _scaled_log(t):
+    """`log(t)`, scaled, a finite number for zero; NaN for a negative `t`."""
+    return jnp.log(t + float(jnp.finfo(t.dtype).tiny)) * _scale(t)
+
+
+@takes(log_predictions=("row", "log distribution"), log_targets=("row", "log distribution"))
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,
@@ -142,43 +141,26 @@ def kl_divergence_with_log_targets(
     return _kl_of_logs(log_p, log_t, live, axis=axis)
 
 
-def _loud(loss, log_p, targets, of_entries):
-    """Zeros, to add to a gradient: NaN where that has to be.
-
-    On accelerators one look at all inputs gives value and gradient, by `of_entries`; on a CPU
-    the loss of the row, which is NaN if any entry is, saves that a look.
-    """
-
-    def of_row(loss, log_p, _):
-        return jnp.broadcast_to(jnp.where(jnp.isnan(loss), loss, 0), log_p.shape)
-
-    def default(_, *entries):
-        return of_entries(*entries)
-
-    return lax.platform_dependent(loss, log_p, targets, cpu=of_row, default=default)
-
-
-def _exp_again(x):
-    """`exp(x)`, not shared with that of the value: XLA's CPU backend would write it out."""
-    return jnp.exp(jnp.minimum(x, 1000))
-
-
 @partial(jit_when_eager, static_argnames="axis")
 def _kl_of_logs(log_p, log_t, live, *, axis):
     def exact(log_p, log_t):
         t = jnp.exp(log_t)
         return total(times(t, log_t) - times(t, defined(log_p)), axis)
 
+    def terms(log_p, log_t):
+        t = jnp.exp(log_t)
+        return (t * (_scaled(log_t) - _scaled(log_p)) + passes.nan_of(log_p),)
+
     def fast(log_p, log_t):
-        # The exponential of -1000 is zero, and so is the term.
-        loss = _cross(log_p, log_t, lambda m: (jnp.exp(m), jnp.maximum(m, -1000)), axis)
-        loud = _loud(loss, log_p, log_t, lambda log_p, _: zero_or_nan(log_p))
-        return loss, loud - _exp_again(log_t)
+        (scaled,) = sums(terms, axis, log_p, log_t)
+        loss = scaled / _scale(log_p)
+        return loss, passes.nan_of_row(loss, log_p, log_t) - jnp.exp(log_t)
 
     log_p, log_t = inputs.exclude(live, log_p, 0), inputs.exclude(live, log_t, -jnp.inf)
     return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, log_t), axis)
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def generalized_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -203,9 +185,28 @@ def generalized_kl_divergence(
     0.306853
     """
     log_p, t, axis, live = _pair(log_predictions, "targets", targets, axis, where)
-    return _kl(log_p, t, live, axis=axis, measures=True)
+    return _kl_of_measures(log_p, t, live, axis=axis)
 
 
+@partial(jit_when_eager, static_argnames="axis")
+def _kl_of_measures(log_p, t, live, *, axis):
+    def exact(log_p, t):
+        return _exact_kl(log_p, t, axis) + total(jnp.exp(log_p) - t, axis)
+
+    def terms(log_p, t):
+        return (t * (_scaled_log(t) - _scaled(log_p)) + (jnp.exp(log_p) - t) * _scale(t),)
+
+    def fast(log_p, t):
+        (scaled,) = sums(terms, axis, log_p, t)
+        loss = scaled / _scale(t)
+        return loss, passes.nan_of_row(loss, jnp.log(t)) + (jnp.exp(log_p) - t)
+
+    # A measure has nothing of what is no class.
+    log_p, t = inputs.exclude(live, log_p, -jnp.inf), inputs.exclude(live, t, 0)
+    return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)
+
+
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def convex_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -226,6 +227,7 @@ def convex_kl_divergence(
     return generalized_kl_divergence(log_predictions, targets, axis, where)
 
 
+@takes(log_predictions=("row", "log distribution"), targets=("row", "distribution"))
 def js_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -261,10 +263,27 @@ def js_divergence(
     return _js(log_p, t, live, axis=axis)
 
 
+# With u = |t - p| / (p + t), in [0, 1], the term of a class is
+#   (t log(t / m) + p log(p / m)) / 2 = (min(p, t) log(1 - u**2) + |t - p| log(1 + u)) / 2
+# where the right side subtracts half of what remains, and nothing larger, from it.
+
+
 @partial(jit_when_eager, static_argnames="axis")
 def _js(log_p, t, live, *, axis):
-    p = jnp.exp(inputs.exclude(live, log_p, -jnp.inf))
-    return js_of_probabilities(p, nonnegative(inputs.exclude(live, t, 0)), axis)
+    def exact(log_p, t):
+        return total(_js_term(jnp.exp(log_p), nonnegative(t)), axis)
+
+    def terms(log_p, t):
+        return (_twice_js(jnp.exp(log_p), t) - 0 * jnp.sqrt(t),)  # NaN for a negative target.
+
+    def fast(log_p, t):
+        (twice,) = sums(terms, axis, log_p, t)
+        p = jnp.exp(log_p)
+        loud = passes.nan_of_row(twice, jnp.sqrt(t))
+        return twice / 2, loud + p / 2 * clip_to_finite(_log_share(p, t))
+
+    log_p, t = inputs.exclude(live, log_p, -jnp.inf), inputs.exclude(live, t, 0)
+    return jnp.squeeze(with_fast_gradient(exact, fast, axis)(log_p, t), axis)
 
 
 def js_of_probabilities(p: Array, t: Array, axis: ClassAxis) -> Array:
@@ -273,24 +292,22 @@ def js_of_probabilities(p: Array, t: Array, axis: ClassAxis) -> Array:
 
 @jax.custom_jvp
 def _js_term(p: Array, t: Array) -> Array:
-    # With u = (t - p) / (t + p) it is (t + p) / 4 of
-    #   (1 + u) log(1 + u) + (1 - u) log(1 - u) = 2 u atanh(u) + log1p(-u**2).
-    total = jnp.where(p + t == 0, 1, p + t)
-    u = (t - p) / total
-    close = jnp.abs(u) < 0.5
-    u = jnp.where(close, u, 0)
-    near = total / 4 * (2 * u * jnp.arctanh(u) + jnp.log1p(-u * u))
-    far = 0.5 * (times(p, _log_share(p, t)) + times(t, _log_share(t, p)))
-    return jnp.where(close, near, far)
+    return _twice_js(p, t) / 2
 
 
 @_js_term.defjvp
 def _js_term_rule(primals, tangents):
+    # d/dp = log(p / m) / 2
     (p, t), (dp, dt) = primals, tangents
-    slope = (
-        clip_to_finite(0.5 * _log_share(p, t)) * dp + clip_to_finite(0.5 * _log_share(t, p)) * dt
-    )
-    return _js_term(p, t), slope
+    by_p, by_t = (clip_to_finite(_log_share(*pair) / 2) for pair in ((p, t), (t, p)))
+    return _js_term(p, t), by_p * dp + by_t * dt
+
+
+def _twice_js(p, t):
+    info = jnp.finfo(p.dtype)
+    # Below one, so that a class which only one of both has is zero times a finite logarithm.
+    u = (1 - float(info.eps)) * (jnp.abs(t - p) / (p + t + float(info.tiny)))
+    return jnp.minimum(p, t) * jnp.log1p(-u * u) + jnp.abs(t - p) * jnp.log1p(u)
 
 
 @jax.custom_jvp
@@ -313,6 +330,7 @@ def _log_share_rule(primals, tangents):
     return _log_share(a, b), (by_a - db) / total
 
 
+@takes(logits=("row", "logits"), teacher_logits=("row", "logits"))
 def distillation_loss(
     logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -365,10 +383,65 @@ def distillation_loss(
 
 @partial(jit_when_eager, static_argnames="axis")
 def distillation(x, y, live, temperature, *, axis):
-    x, y = (inputs.exclude(live, a, -jnp.inf) / temperature for a in (x, y))
-    teacher = softmax(y, axis).p
-    loss = jnp.squeeze(soft_nll(x, teacher, axis) - soft_nll(y, teacher, axis), axis)
-    return inputs.live_rows(live, temperature**2 * loss, axis)
+    x, y = inputs.exclude(live, x, -jnp.inf), inputs.exclude(live, y, -jnp.inf)
+
+    def exact(x, y, temperature):
+        student, teacher = (softmax(_cooler(a, temperature), axis) for a in (x, y))
+        return total(times(teacher.p, student.nll) - times(teacher.p, teacher.nll), axis)
+
+    fast = partial(_distillation_and_gradient, axis=axis)
+    loss = with_fast_gradient(exact, fast, axis)(x, y, temperature)
+    return inputs.live_rows(live, temperature**2 * jnp.squeeze(loss, axis), axis)
+
+
+def _cooler(x, temperature):
+    """`x / temperature`, of which an infinite `x` does not depend on the temperature."""
+    infinite = jnp.isinf(x)
+    return jnp.where(infinite, x, jnp.where(infinite, 0, x) / temperature)
+
+
+# With s and t the logits of student and teacher, less their largest one and over the temperature,
+# d = t - s, and q the teacher's softmax,
+#   KL = sum(q * d) + log(1 + r),    r = sum(q * (exp(-d) - 1))
+# which keeps its digits where both agree, and where both are sure of the same class. With the
+# exponentials e of t and f of s, the terms of r are those of (e + f) * tanh(-d / 2) / sum(e).
+# The derivative is (p - q) / T; where both are largest, p - q is -sum(f - e) / sum(f) / sum(e).
+
+
+def _distillation_and_gradient(x, y, temperature, *, axis):
+    x_top, y_top, cold = largest_of(x, axis), largest_of(y, axis), 1 / temperature
+
+    def exponentials(x, top, cold):
+        return (jnp.exp(_exponent(x, top, cold)),)
+
+    def differences(x, y, x_top, y_top, cold):
+        s, t = _exponent(x, x_top, cold), _exponent(y, y_top, cold)
+        e, f = jnp.exp(t), jnp.exp(s)
+        # Of -1000 the exponential is zero.
+        nearer = jnp.maximum(s, -1000) - jnp.maximum(t, -1000)
+        return e * (_scaled(t) - _scaled(s)), (e + f) * jnp.tanh(nearer / 2)
+
+    (f,), (e,) = sums(exponentials, axis, x, x_top, cold), sums(exponentials, axis, y, y_top, cold)
+    behind, more = sums(differences, axis, x, y, x_top, y_top, cold)
+    behind = jnp.where((x_top == jnp.inf) & (behind > 0), jnp.inf, behind / _scale(x))
+    # Nothing of a teacher without a class. A NaN that a minimum drops makes a sum infinite.
+    taught = nan_unless((f < jnp.inf) & (e < jnp.inf), (e > 0).astype(x.dtype))
+    f, e = jnp.maximum(f, 1), jnp.maximum(e, 1)
+    r = more / e
+    log_ratio = jnp.where(jnp.abs(r) < 0.5, jnp.log1p(r), jnp.log(f / e))
+    loss = taught * (behind / e + log_ratio)
+    # Once a row, not once an element.
+    x_top, y_top, of_f, of_e, at_both = lax.optimization_barrier(
+        (x_top, y_top, *(taught * cold * a for a in (1 / f, 1 / e, -more / f / e)))
+    )
+    s, t = _exponent(x, x_top, cold), _exponent(y, y_top, cold)
+    return loss, jnp.where((s == 0) & (t == 0), at_both, jnp.exp(s) * of_f - jnp.exp(t) * of_e)
+
+
+def _exponent(x, top, cold):
+    """`(x - top) * cold`, of finite numbers for infinite ones but for a logit of -inf."""
+    big = largest(x.dtype)
+    return (jnp.minimum(x, big) - jnp.clip(top, -big, big)) * cold
 
 
 def _pair(log_predictions, name, targets, axis, where):

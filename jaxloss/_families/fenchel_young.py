@@ -2,22 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
-from jaxloss._core.nll import label_bump
-from jaxloss._core.numerics import bounded, clip_to_finite, largest, nan_unless, times, zero_or_nan
-from jaxloss._core.rules import jit_when_eager, tangent_sum
-from jaxloss._core.split import of_label, total
+from jaxloss._core.declare import takes
+from jaxloss._core.nll import is_label, other_class
+from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, times
+from jaxloss._core.rules import jit_when_eager, tangent_sum, with_fast_gradient
+from jaxloss._core.split import of_label, sums, total
 
 
+@takes(logits=("entries", "logits"), labels=("entries", "bit"))
 def sparsemax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -62,16 +63,14 @@ def _binary_sparsemax(x, z, where):
     return inputs.masked(where, _sparse_nll(x, z))
 
 
+# f(x) = max(x, 0) + max(1 - |x|, 0)**2 / 4, and f(x) - f(-x) = x.
+
+
 @jax.custom_jvp
 def _sparse_nll(x: Array, z: Array) -> Array:
-    # f(x) = max(x, 0) + max(1 - |x|, 0)**2 / 4, in arithmetic that shares nothing with the
-    # derivative: see `binary._bce`, also for the infinities.
-    eps, big = float(jnp.finfo(x.dtype).eps), largest(x.dtype)
-    wrong = jnp.minimum(jnp.maximum(x, 0) * eps, big) * (z - 1)
-    wrong += jnp.maximum(jnp.minimum(x, 0) * eps, -big) * z
-    size = jnp.abs(2 * x)
-    corner = jnp.maximum(2 - size, 0)
-    return corner * corner / 16 - wrong / eps + zero_or_nan(2 * x, 2)
+    size, weight = jnp.abs(x), jnp.where(x > 0, 1 - z, z)
+    corner = jnp.where(size > 1, 0, 1 - size) ** 2 / 4
+    return jnp.where(weight == 0, corner, corner + weight * size)
 
 
 @partial(_sparse_nll.defjvp, symbolic_zeros=True)
@@ -79,24 +78,23 @@ def _sparse_nll_rule(primals, tangents):
     (x, z), (dx, dz) = primals, tangents
     out = _sparse_nll(x, z)
     return out, tangent_sum(
-        out,
-        # A sigmoid of straight lines less z; on the right side that is zero exactly.
-        (dx, lambda: (0.5 * _between_ones(x) + (0.5 - z)) * dx),
-        (dz, lambda: -clip_to_finite(x) * dz),
+        out, (dx, lambda: _sparse_slope(x, z) * dx), (dz, lambda: -clip_to_finite(x) * dz)
     )
 
 
 @jax.custom_jvp
-def _between_ones(x: Array) -> Array:
-    return bounded(0.25 * x, 0.25, 4)
+def _sparse_slope(x: Array, z: Array) -> Array:
+    between = 0.5 * (x + (1 - 2 * z))
+    return jnp.where(x < -1, -z, jnp.where(x > 1, 1 - z, between))
 
 
-@_between_ones.defjvp
-def _between_ones_rule(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return _between_ones(x), 0.5 * (jnp.sign(x + 1) - jnp.sign(x - 1)) * dx
+@_sparse_slope.defjvp
+def _sparse_slope_rule(primals, tangents):
+    (x, z), (dx, dz) = primals, tangents
+    return _sparse_slope(x, z), 0.25 * (jnp.sign(x + 1) - jnp.sign(x - 1)) * dx - dz
 
 
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_sparsemax_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -132,104 +130,94 @@ def multiclass_sparsemax_loss(
 @partial(jit_when_eager, static_argnames="axis")
 def _multiclass_sparsemax(s, labels, live, *, axis):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    loss = jnp.squeeze(_sparsemax_nll(s, labels, axis), axis)
-    return inputs.live_rows(live, loss, axis)
+    exact, both = (
+        partial(_sparsemax_nll, axis=axis),
+        partial(_sparsemax_nll_and_gradient, axis=axis),
+    )
+    loss = with_fast_gradient(exact, both, axis)(s, labels)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
-class _SparseRow(NamedTuple):
-    top: Array  # the largest score
-    threshold: Array  # of the scores less the largest, plus one; NaN for a bad row
-    others: Array  # the sum of the probabilities of all but the label
-    loss: Array
+# With a the scores less the largest, plus one, and the threshold t:
+#   p = max(a - t, 0)    loss = sum_j p_j (a_j - p_j / 2) + 1/2 - a_k
+# without cancellation, by the classes other than the label k:
+#   loss = (sum p_j**2 + (sum p_j)**2) / 2 + max(t - a_k, 0)
+# The gradient is p, and at the label minus the sum of the others.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _sparsemax_nll(s: Array, labels: Array, axis: int) -> Array:
-    return _sparse_row(s, labels, axis).loss
-
-
-@partial(_sparsemax_nll.defjvp, symbolic_zeros=True)
-def _sparsemax_nll_rule(axis, primals, tangents):
-    (s, labels), (v, _) = primals, tangents
-    loss, gradient = _sparsemax_nll_and_gradient(s, labels, axis)
-    if isinstance(v, SymbolicZero):
-        return loss, jnp.zeros_like(loss)
-    return loss, total(gradient * v, axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _sparsemax_nll_and_gradient(s: Array, labels: Array, axis: int) -> tuple[Array, Array]:
-    row = _sparse_row(s, labels, axis)
-    top, threshold, others = lax.optimization_barrier(row[:3])
-    p = _others((s - top) + 1, labels, threshold, axis, 8.0)
-    is_label = 16 - jnp.minimum(label_bump(s, labels, axis, 16.0), 16)
-    return row.loss, p / 8 - others / 16 * is_label
-
-
-@partial(_sparsemax_nll_and_gradient.defjvp, symbolic_zeros=True)
-def _sparsemax_nll_and_gradient_rule(axis, primals, tangents):
-    # Inside the support the tangent of a probability is centred, outside it is zero.
-    (s, labels), (v, _) = primals, tangents
-    loss, gradient = _sparsemax_nll_and_gradient(s, labels, axis)
-    if isinstance(v, SymbolicZero):
-        return (loss, gradient), (jnp.zeros_like(loss), jnp.zeros_like(gradient))
-    row = lax.stop_gradient(_sparse_row(s, labels, axis))
-    inside = ((s - row.top) + 1 > row.threshold).astype(s.dtype)
-    dp = inside * (v - total(inside * v, axis) / total(inside, axis))
-    is_label = lax.broadcasted_iota(labels.dtype, s.shape, axis) == labels
-    others = jnp.where(is_label, 0, dp)
-    d_gradient = jnp.where(is_label, -total(others, axis), others)
-    return (loss, gradient), (total(gradient * v, axis), d_gradient)
-
-
-def _sparse_row(s: Array, labels: Array, axis: int) -> _SparseRow:
-    top = jnp.max(s, axis, keepdims=True)
-    a = (s - top) + 1
-    threshold = _threshold(a, axis)
+def _sparsemax_nll(s, labels, *, axis):
+    a = s - lax.stop_gradient(jnp.max(s, axis, keepdims=True)) + 1
+    p = _sparsemax(s, axis)
     valid = (labels >= 0) & (labels < s.shape[axis])
-    threshold = lax.optimization_barrier(nan_unless(valid & ~jnp.isnan(threshold), threshold))
-    p = [_others(a, labels, threshold, axis, unit) / unit for unit in (2.0, 4.0)]
-    others = total(p[0], axis)
-    # The largest score is in the support, so it exceeds tau by its probability.
+    loss = total(times(p, a) - p * p / 2, axis) + 0.5 - of_label(a, labels, axis)
+    return loss * one_or_nan(valid, s.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sparsemax(s: Array, axis: int) -> Array:
+    """The projection of the scores onto the simplex."""
+    top = jnp.max(s, axis, keepdims=True)
+    return jnp.maximum((s - top) + 1 - _threshold(s, top, axis), 0)
+
+
+@_sparsemax.defjvp
+def _sparsemax_rule(axis, primals, tangents):
+    (s,), (v,) = primals, tangents
+    p = _sparsemax(s, axis)
+    inside = lax.stop_gradient((p > 0).astype(s.dtype))
+    return p, inside * (v - total(inside * v, axis) / total(inside, axis))
+
+
+def _sparsemax_nll_and_gradient(s, labels, *, axis):
+    top = jnp.max(s, axis, keepdims=True)
+    threshold = _threshold(s, top, axis)
+
+    def terms(s, labels, top, threshold):
+        p = jnp.maximum((s - top) + 1 - threshold, 0) * other_class(labels, s, axis)
+        return p, p * p
+
+    others, squares = sums(terms, axis, s, labels, top, threshold)
+    # The largest score is in the support, so it exceeds t by its probability.
     behind = (top - of_label(s, labels, axis)) - (1 - threshold)
-    loss = 0.5 * (total(p[1] * p[1], axis) + others * others) + jnp.maximum(behind, 0)
-    return _SparseRow(top, threshold, others, loss)
+    loss = 0.5 * (squares + others * others) + jnp.maximum(behind, 0)
+    # Last of all: a maximum may drop a NaN.
+    sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(threshold)
+    loss, threshold, others = (nan_unless(sound, row) for row in (loss, threshold, others))
+    top, threshold, others = lax.optimization_barrier((top, threshold, others))
+    a = (s - top) + 1
+    p = jnp.where(a > threshold, a - threshold, 0 * threshold)
+    return loss, jnp.where(is_label(labels, s, axis), -others, p)
 
 
-def _others(a, labels, threshold, axis, unit):
-    """The probabilities, times `unit`; zero for the label."""
-    p = jnp.maximum(unit * a - unit * threshold, 0)
-    return jnp.minimum(p, label_bump(a, labels, axis, unit))
-
-
-def _threshold(a: Array, axis: int) -> Array:
-    """What scores, of which the largest is one, are projected onto the simplex by.
+def _threshold(s: Array, top: Array, axis: int) -> Array:
+    """What scores, of which the largest is made one, are projected onto the simplex by.
 
     It is the sum of those inside the support, but one of the largest, by their number: small
     numbers stay exact. Newton's method from below finds the support: each step divides what
     the sum exceeds one by, times the number, by four at least, so that some twenty are enough.
     """
-    huge = 2.0**100
 
-    def below(a, unit):
-        return jnp.minimum((unit - unit * a) * huge, unit)
+    def ties(s, top):
+        return (1 - passes.step(top - s) + passes.nan_of(s),)
 
-    tops = total(1 - below(a, 1) + zero_or_nan(a), axis)
+    def of_support(s, top, threshold):
+        a = (s - top) + 1
+        inside = passes.step(jnp.maximum(a - threshold, 0))
+        return inside, inside * passes.step(top - s) * jnp.maximum(a, 0)
 
     def step(state):
         threshold, size, _ = state
-        inside = [
-            jnp.minimum(jnp.maximum(a - threshold, 0) * (unit * huge), unit) for unit in (2, 4)
-        ]
-        new = total(inside[0], axis) / 2
-        others = total(inside[1] * jnp.maximum(a, 0) * below(a, 8), axis) / 32
+        new, others = sums(of_support, axis, s, top, threshold)
         return (others + (tops - 1)) / new, new, size
 
-    start = jnp.zeros_like(tops)
-    before = jnp.full_like(tops, 4 * a.shape[axis])
-    return lax.while_loop(
-        lambda state: jnp.any(state[1] < state[2]), step, (start, before / 2, before)
-    )[0]
+    def shrinking(state):
+        _, size, before = state
+        return jnp.any(size < before)
+
+    (tops,) = sums(ties, axis, s, top)
+    before = jnp.full_like(tops, jnp.inf)
+    start = jnp.zeros_like(tops), jnp.full_like(tops, s.shape[axis] + 1), before
+    return lax.while_loop(shrinking, step, start)[0]
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]:

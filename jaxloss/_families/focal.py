@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
+from jaxloss._core.declare import takes
 from jaxloss._core.nll import Weights, soft_row, softmax_residual
 from jaxloss._core.numerics import clip_to_finite, largest, sigmoid, softplus, times
 from jaxloss._core.rows import complement, finite_gap, log_complement, softmax
@@ -20,6 +21,12 @@ from jaxloss._families.binary import bce, bce_slope
 from jaxloss._families.categorical import softmax_cross_entropy_with_integer_labels
 
 
+@takes(
+    logits=("entries", "logits"),
+    labels=("entries", "bit"),
+    alpha=("entries", "probability"),
+    gamma=("entries", "positive"),
+)
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -63,12 +70,10 @@ def sigmoid_focal_loss(
     >>> print(jaxloss.sigmoid_focal_loss(jax.numpy.array([0.0, 4.0]), 1))
     [1.732868e-01 5.871571e-06]
     """
-    checks.option("gamma", gamma, 0, float("inf"))
     x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
     if alpha is not None:
-        checks.option("alpha", alpha, 0, 1)
-        alpha = checks.setting("alpha", alpha, "logits", x)
-    gamma = checks.setting("gamma", gamma, "logits", x)
+        alpha = checks.setting("alpha", alpha, "logits", x, checks.SHARE)
+    gamma = checks.setting("gamma", gamma, "logits", x, checks.NONNEGATIVE)
     return _sigmoid_focal(x, z, alpha, gamma, where)
 
 
@@ -198,6 +203,7 @@ def _wrong_slope_rule(primals, tangents):
     return r, tangent_sum(r, (dx, by_x), (dz, by_z))
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -244,9 +250,8 @@ def softmax_focal_loss(
     >>> print(jaxloss.softmax_focal_loss(logits, labels, gamma=1.0))
     4.2483e-18
     """
-    checks.option("gamma", gamma, 0, float("inf"))
     x, y, axis, live = inputs.dense("logits", logits, "labels", labels, axis, where)
-    gamma = checks.scalar("gamma", gamma, x.dtype)
+    gamma = checks.scalar("gamma", gamma, x.dtype, checks.NONNEGATIVE)
     if alpha is not None:
         alpha = class_weights(alpha, x, axis)
     return _softmax_focal(x, y, live, alpha, gamma, axis=axis)
@@ -307,6 +312,7 @@ def _focal_and_gradient(x, y, gamma, *, axis):
     return loss, softmax_residual(x, w, row, Weights(*of_weights))
 
 
+@takes(logits=("row", "logits"), labels=("row", "distribution"))
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -386,6 +392,7 @@ def _poly_and_gradient(x, y, epsilon, *, axis):
     return row.loss + factor * missing, softmax_residual(x, w, row, of)
 
 
+@takes(logits=("row", "logits"), labels="labels")
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -436,11 +443,10 @@ def generalized_cross_entropy(
     >>> print(jaxloss.generalized_cross_entropy(logits, jax.numpy.array([0, 0])))
     [2.0612e-09 1.42857]
     """
-    checks.option("q", q, 0, 1)
     nll = softmax_cross_entropy_with_integer_labels(
         logits, labels, axis, where, ignore_index=ignore_index
     )
-    return bounded_nll(nll, checks.scalar("q", q, nll.dtype))
+    return bounded_nll(nll, checks.scalar("q", q, nll.dtype, checks.SHARE))
 
 
 @jit_when_eager

@@ -3,16 +3,19 @@
 import math
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import ratio, times, xlogy
-from jaxloss._core.rules import jit_when_eager
+from jaxloss._core import checks, inputs, passes
+from jaxloss._core.declare import takes
+from jaxloss._core.numerics import clip_to_finite, largest, ratio, xlogy
+from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(predictions="entries", targets=("entries", "positive"))
 def poisson_nll(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -53,7 +56,7 @@ def poisson_nll(
 
     >>> import jax, jaxloss
     >>> print(jaxloss.poisson_nll(jax.numpy.array([0.0, 1.0]), jax.numpy.array([1, 2])))
-    [1.         0.71828]
+    [1.        0.7182817]
     """
     x, t, where = inputs.elementwise("predictions", predictions, "targets", targets, where)
     return _poisson(x, t, where, log_input=log_input, full=full)
@@ -62,17 +65,39 @@ def poisson_nll(
 @partial(jit_when_eager, static_argnames=("log_input", "full"))
 def _poisson(x, t, where, *, log_input, full):
     x, t = inputs.mask(where, x, t)
-    loss = jnp.exp(x) - times(t, x) if log_input else rate_nll(x, t, 0)
+    loss = _log_rate_nll(x, t) if log_input else rate_nll(x, t, 0)
     if full:
         loss += gammaln(t + 1)
     return inputs.masked(where, loss)
 
 
+@jax.custom_jvp
+def _log_rate_nll(x: Array, t: Array) -> Array:
+    """`exp(x) - t * x`, as `h * (h - t / h * x)` with h = exp(x / 2) for a positive x.
+
+    The exponential alone may overflow where the difference does not.
+    """
+    root = jnp.exp(jnp.minimum(x, x / 2))
+    h = jnp.maximum(root, 1)
+    # Of an infinite x the exponential decides.
+    return h * (root + passes.times(t / h, -jnp.minimum(x, largest(x.dtype))))
+
+
+@partial(_log_rate_nll.defjvp, symbolic_zeros=True)
+def _log_rate_rule(primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    out = _log_rate_nll(x, t)
+    return out, tangent_sum(
+        out, (dx, lambda: (jnp.exp(x) - t) * dx), (dt, lambda: -clip_to_finite(x) * dt)
+    )
+
+
 def rate_nll(rate, t, floor):
     """`rate - t * log(rate + floor)`."""
-    return rate - xlogy(t, rate + floor)
+    return rate - xlogy(t, jnp.minimum(rate + floor, largest(rate.dtype)))
 
 
+@takes(predictions="entries", targets="entries", variance=("entries", "positive"))
 def gaussian_nll(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -97,7 +122,7 @@ def gaussian_nll(
 
     Returns:
         The loss in nats, of the shape of both together, in float32 (float64 for float64
-        predictions); NaN for a negative variance.
+        predictions); NaN for a negative variance, inf (the limit) for an error of variance 0.
 
     Raises:
         TypeError: predictions are not floating point, or `where` is not boolean.
@@ -120,8 +145,26 @@ def gaussian_nll(
 
 @partial(jit_when_eager, static_argnames="full")
 def _gaussian(p, t, variance, where, *, full):
-    error = inputs.residual(p, t, where)
     (variance,) = inputs.mask(where, jnp.broadcast_to(variance, p.shape))
-    # Not the square over the variance, which may overflow.
-    loss = 0.5 * (xlogy(jnp.ones_like(variance), variance) + error * ratio(error, variance))
+    loss = _normal_nll(inputs.residual(p, t, where), variance)
     return inputs.masked(where, loss + 0.5 * math.log(2 * math.pi) if full else loss)
+
+
+@jax.custom_jvp
+def _normal_nll(e: Array, v: Array) -> Array:
+    """`(log(v) + e**2 / v) / 2`; at v = 0 its limit, which is -inf only without an error."""
+    # Not the square over the variance, which may overflow.
+    loss = 0.5 * (jnp.log(v) + e * ratio(e, v))
+    return jnp.where((v == 0) & (e != 0), jnp.inf, loss)
+
+
+@partial(_normal_nll.defjvp, symbolic_zeros=True)
+def _normal_rule(primals, tangents):
+    # With r = e / v:  d nll = r * de + (1 / v - r**2) / 2 * dv
+    (e, v), (de, dv) = primals, tangents
+    out, r = _normal_nll(e, v), ratio(e, v)
+
+    def by_v():
+        return jnp.where((v == 0) & (e != 0), -jnp.inf, 0.5 * (ratio(jnp.ones_like(v), v) - r * r))
+
+    return out, tangent_sum(out, (de, lambda: r * de), (dv, lambda: by_v() * dv))

@@ -8,26 +8,25 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
+from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import inputs
+from jaxloss._core import inputs, passes
 from jaxloss._core.checks import Axis
-from jaxloss._core.nll import label_bump
-from jaxloss._core.numerics import (
-    bounded,
-    clip_to_finite,
-    largest,
-    nan_unless,
-    relu,
-    times,
-    zero_or_nan,
+from jaxloss._core.declare import takes
+from jaxloss._core.nll import is_label
+from jaxloss._core.numerics import clip_to_finite, nan_unless, one_or_nan, relu, times
+from jaxloss._core.reports import report
+from jaxloss._core.rules import (
+    jit_when_eager,
+    tangent_sum,
+    with_fast_gradient,
+    with_fast_value,
 )
-from jaxloss._core.rules import jit_when_eager, tangent_sum
-from jaxloss._core.split import of_label, total
+from jaxloss._core.split import of_label
 
 
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def hinge_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -39,7 +38,9 @@ def hinge_loss(
     Args:
         predictor_outputs: scores x, any shape and floating dtype; their sign decides.
         targets: t, -1 or 1, of the shape of the scores, a scalar, or of the same rank with
-            axes of size 1. Map labels of 0 and 1 by `2 * label - 1`.
+            axes of size 1. Map labels of 0 and 1 by `2 * label - 1`: a target of 0 costs 1
+            whatever the score, and under `jax.experimental.checkify` all but -1 and 1 are
+            reported.
         where: booleans shaped like the scores; elsewhere the loss is 0.
 
     Returns:
@@ -63,33 +64,24 @@ def hinge_loss(
 
 @jit_when_eager
 def _hinge(x, t, where):
-    x, t = inputs.mask(where, x, t)
-    return inputs.masked(where, _below_margin(x, t, 1))
+    x, t = _live(x, t, where)
+    return inputs.masked(where, relu(1 - _agreement(x, t)))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _below_margin(x: Array, t: Array, margin: float, zero: float = 0.0) -> Array:
-    """`max(0, margin - t * x)`; `zero` is another one, -0, in another pass: see `binary`."""
-    missing = margin - t * x
-    return jnp.maximum(missing, zero) + zero_or_nan(missing, 1.25 * margin + 5, zero)
+@jax.custom_jvp
+def _agreement(x: Array, t: Array) -> Array:
+    """`t * x`; an infinite score, which may cost nothing, has a finite derivative by t."""
+    return t * x
 
 
-@partial(_below_margin.defjvp, symbolic_zeros=True)
-def _below_margin_rule(margin, zero, primals, tangents):
+@partial(_agreement.defjvp, symbolic_zeros=True)
+def _agreement_rule(primals, tangents):
     (x, t), (dx, dt) = primals, tangents
-    out = _below_margin(x, t, margin, zero)
-    active = lax.stop_gradient(_below(t * (2 * x) - 2 * margin))
-    return out, tangent_sum(
-        out, (dx, lambda: -t * active * dx), (dt, lambda: -times(active, x) * dt)
-    )
+    out = _agreement(x, t)
+    return out, tangent_sum(out, (dx, lambda: t * dx), (dt, lambda: clip_to_finite(x) * dt))
 
 
-def _below(x: Array) -> Array:
-    """1 where `x < 0`, 1/2 at zero, 0 above."""
-    # Of the least number, 2**-126, that is exp(128).
-    return 4 / (4 + 4 * jnp.exp(bounded(x, 2.0**-100, 2.0**101) * 2.0**32))
-
-
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def squared_hinge_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -113,23 +105,23 @@ def squared_hinge_loss(
 
 @jit_when_eager
 def _squared_hinge(x, t, where):
-    x, t = inputs.mask(where, x, t)
-    return inputs.masked(where, _squared_below_one(x, t))
+    x, t = _live(x, t, where)
+    return inputs.masked(where, _squared_relu(1 - _agreement(x, t)))
 
 
 @jax.custom_jvp
-def _squared_below_one(x: Array, t: Array) -> Array:
-    missing = _below_margin(x, t, 1)
-    return missing * missing
+def _squared_relu(x: Array) -> Array:
+    """`max(x, 0)**2`, with second derivative 1 at zero: the mean of the sides."""
+    return relu(x) ** 2
 
 
-@partial(_squared_below_one.defjvp, symbolic_zeros=True)
-def _squared_below_one_rule(primals, tangents):
-    (x, t), (dx, dt) = primals, tangents
-    out, slope = _squared_below_one(x, t), -_below_margin(2 * x, t, 2, -0.0)
-    return out, tangent_sum(out, (dx, lambda: slope * t * dx), (dt, lambda: slope * x * dt))
+@_squared_relu.defjvp
+def _squared_relu_rule(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _squared_relu(x), 2 * relu(x) * dx
 
 
+@takes(predictor_outputs="entries", targets=("entries", "sign"))
 def perceptron_loss(
     predictor_outputs: ArrayLike,
     targets: ArrayLike,
@@ -138,7 +130,7 @@ def perceptron_loss(
 ) -> Array:
     r"""Perceptron loss of a binary classifier, `max(0, -t * x)`.
 
-    Args, returns, raises: see `hinge_loss`.
+    Args, returns, raises: see `hinge_loss`; of a target of 0 this is 0.
 
     The derivative by x is `-t` on the wrong side, 0 on the right one, `-t / 2` at x = 0, so
     that training can start there.
@@ -155,10 +147,11 @@ def perceptron_loss(
 
 @jit_when_eager
 def _perceptron(x, t, where):
-    x, t = inputs.mask(where, x, t)
-    return inputs.masked(where, _below_margin(x, t, 0))
+    x, t = _live(x, t, where)
+    return inputs.masked(where, relu(-_agreement(x, t)))
 
 
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -206,51 +199,62 @@ def multiclass_hinge_loss(
 @partial(jit_when_eager, static_argnames=("axis", "margin"))
 def _multiclass_hinge(s, labels, live, *, axis, margin):
     s = inputs.live_classes(live, s, axis, -jnp.inf, 0)
-    loss = jnp.squeeze(_label_hinge(s, labels, axis, margin), axis)
-    return inputs.live_rows(live, loss, axis)
+    options = {"axis": axis, "margin": margin}
+    exact, both = partial(_lead, **options), partial(_lead_and_gradient, **options)
+    value = partial(_lead_in_one_pass, **options)
+    loss = with_fast_value(with_fast_gradient(exact, both, axis), value)(s, labels)
+    return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _label_hinge(s: Array, labels: Array, axis: int, margin: float) -> Array:
-    return _label_hinge_row(s, labels, axis, margin)[0]
+# With z the scores, but that of the label k less the margin:  loss = max_j z_j - z_k
+# The gradient is the share of each class in the maximum, less one at the label.
 
 
-@partial(_label_hinge.defjvp, symbolic_zeros=True)
-def _label_hinge_rule(axis, margin, primals, tangents):
-    # The share of each best class but the label, whose own is minus their sum.
-    (s, labels), (v, _) = primals, tangents
-    loss, best, share, own = _label_hinge_row(s, labels, axis, margin)
-    if isinstance(v, SymbolicZero):
-        return loss, jnp.zeros_like(loss)
-    best, share, own = lax.optimization_barrier((best, share, own))
-    is_label = 8 - jnp.minimum(label_bump(s, labels, axis, 8.0), 8)
-    gradient = share / 4 * _is_best(s, labels, best, axis, 4.0) - own / 8 * is_label
-    return loss, total(lax.stop_gradient(gradient) * v, axis)
+def _behind_margin(s, labels, axis, margin):
+    return jnp.where(is_label(labels, s, axis), s - margin, s)
 
 
-def _label_hinge_row(s, labels, axis, margin):
-    """The loss, the largest other score, the share of each class of that, and their sum."""
-    # As in `rows`, arithmetic instead of selects, with constants of its own in each pass.
-    big = largest(s.dtype)
-    others = jnp.minimum(s, label_bump(s, labels, axis, 2.0) * big - big)
-    best = jnp.maximum(jnp.max(others, axis, keepdims=True), -big)
-    lead = best - of_label(s, labels, axis) + margin
-    best = jnp.minimum(best, big)
-    count = total(_is_best(s, labels, best, axis, 16.0) + zero_or_nan(s), axis) / 16
-    sound = (labels >= 0) & (labels < s.shape[axis]) & ~jnp.isnan(count + lead)
-    share = nan_unless(
-        sound, jnp.where(lead < 0, 0, 1 / jnp.maximum(count + jnp.where(lead == 0, 1, 0), 1))
-    )
-    return nan_unless(sound, jnp.maximum(lead, 0)), best, share, share * count
+def _lead(s, labels, *, axis, margin):
+    z = _behind_margin(s, labels, axis, margin)
+    valid = (labels >= 0) & (labels < s.shape[axis])
+    lead = jnp.max(z, axis, keepdims=True) - of_label(z, labels, axis)
+    return lead * one_or_nan(valid, s.dtype)
 
 
-def _is_best(s, labels, best, axis, unit):
-    """`unit` for the scores, other than the label's, that are `best`, else 0."""
-    bump = jnp.minimum(label_bump(s, labels, axis, unit), unit) - unit / 2
-    others = jnp.minimum(s, bump * (2 / unit * largest(s.dtype)))
-    return unit - jnp.minimum((best - others) * (unit / 256 / float(jnp.finfo(s.dtype).tiny)), unit)
+def _lead_in_one_pass(s, labels, *, axis, margin):
+    best = passes.largest(_behind_margin(s, labels, axis, margin), axis)
+    return jnp.expand_dims(_over_label(best, s, labels, axis, margin)[0], axis)
 
 
+def _lead_and_gradient(s, labels, *, axis, margin):
+    z = _behind_margin(s, labels, axis, margin)
+    best = jnp.max(z, axis)
+    lead, label_is_best = _over_label(best, s, labels, axis, margin)
+    top = jnp.expand_dims(best, axis)
+    # Of a NaN, which that maximum may drop, NaN.
+    count = jnp.sum(jnp.where(z < top, 0, jnp.where(z >= top, jnp.ones_like(z), z)), axis)
+    share = nan_unless(~jnp.isnan(lead), 1 / count)
+    none = 0 * share
+    rows = lead + none, share, none, jnp.where(label_is_best, share, none) - 1
+    lead, share, none, at_label = (jnp.expand_dims(row, axis) for row in rows)
+    elsewhere = jnp.where(s < top, none, share)
+    return lead, jnp.where(is_label(labels, s, axis), at_label, elsewhere)
+
+
+def _over_label(best, s, labels, axis, margin):
+    """By how much the best of a row exceeds its label, and whether that is the best.
+
+    Rows come without their axis: XLA's loops over one of size one are not vectorized.
+    """
+    k = jnp.squeeze(labels, axis)
+    own = jnp.squeeze(of_label(s, labels, axis), axis) - margin
+    label_is_best = own >= best
+    lead = jnp.where(label_is_best, 0, best - own)
+    lead = jnp.where(own == -jnp.inf, jnp.inf, lead)  # Also of a row that has no other class.
+    return nan_unless((k >= 0) & (k < s.shape[axis]), lead), label_is_best
+
+
+@takes(scores=("row", "logits"), labels="labels")
 def multiclass_perceptron_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -275,6 +279,7 @@ def multiclass_perceptron_loss(
     return _multiclass_hinge(s, labels, live, axis=axis, margin=0)
 
 
+@takes(scores=("row", "logits"), labels=("row", "distribution"))
 def categorical_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -323,58 +328,32 @@ def categorical_hinge_loss(
 @partial(jit_when_eager, static_argnames="axis")
 def _categorical_hinge(s, y, live, *, axis):
     s, y = inputs.live_classes(live, s, axis, -jnp.inf, 0), inputs.exclude(live, y, 0)
-    return inputs.live_rows(live, relu(jnp.squeeze(_soft_lead(s, y, axis), axis)), axis)
 
+    def lead(s, y):
+        return 1 + jnp.max(times(1 - y, s), axis) - jnp.sum(times(y, s), axis)
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _soft_lead(s: Array, y: Array, axis: int) -> Array:
-    """`1 + max((1 - y) * s) - sum(y * s)`, where zero wins over an infinite score."""
-    return _soft_lead_row(s, y, axis)[0]
+    def in_passes(s, y):
+        # Without selects; but where a weight of zero meets an infinity, that is NaN.
+        out = 1 + jnp.max((1 - y) * s, axis) - jnp.sum(y * s, axis)
+        return passes.unless(~jnp.any(jnp.isnan(out)), out, lead, s, y)
 
-
-@partial(_soft_lead.defjvp, symbolic_zeros=True)
-def _soft_lead_rule(axis, primals, tangents):
-    # With r the share of each class in the maximum:
-    # d lead = sum(((1 - y) r - y) ds - (r + 1) s dy)
-    (s, y), (ds, dy) = primals, tangents
-    lead, best, share = _soft_lead_row(s, y, axis)
-    best, share = lax.stop_gradient(lax.optimization_barrier((best, share)))
-    r = share / 64 * lax.stop_gradient(_is_largest(s, y, best, 8))
-    return lead, tangent_sum(
-        lead,
-        (ds, lambda: total(((1 - y) * r - y) * ds, axis)),
-        (dy, lambda: -total((r + 1) * clip_to_finite(s) * dy, axis)),
-    )
-
-
-def _soft_lead_row(s, y, axis):
-    """The lead, the largest weighed score, and the share of each class of that.
-
-    No number may be a constant in two of the passes, this and the gradient's: see `rows`.
-    """
-    eps = float(jnp.finfo(s.dtype).eps)
-    best = jnp.max(_weighed(s, 32 - 32 * y, 32), axis, keepdims=True) / 1024
-    count = total(_is_largest(s, y, best, 2), axis) / 4
-    # This is NaN with a NaN, which some of XLA's CPU reductions drop in a maximum.
-    own = total(_weighed(s, y, 16), axis) / 16
-    lead = 1 + best / eps - own / eps
-    share = nan_unless(~jnp.isnan(lead), 1 / count)
-    return lead, best, share
-
-
-def _is_largest(s, y, best, unit):
-    """`unit ** 2` for the scores that, weighed by what is no label of theirs, are `best`."""
-    # The minimum keeps the product from becoming a fused multiply-add, rounded otherwise.
-    weighed = jnp.minimum(_weighed(s, unit - unit * y, unit), unit * (largest(s.dtype) / 128))
-    gap = unit * unit * best - weighed
-    return unit * unit - jnp.minimum(gap * (2.0**100 / unit), unit * unit)
-
-
-def _weighed(s, w, unit):
-    """`s * w`, zero if the weight is, times `unit` and by so much less that it is finite."""
-    s = s * (unit * float(jnp.finfo(s.dtype).eps))
-    return jnp.sign(s) * jnp.minimum(jnp.abs(s), unit * (largest(s.dtype) / 4096)) * w
+    loss = relu(with_fast_value(lead, in_passes)(s, y))
+    return inputs.live_rows(live, loss, axis)
 
 
 def _scores(predictor_outputs, targets, where):
     return inputs.elementwise("predictor_outputs", predictor_outputs, "targets", targets, where)
+
+
+def _live(x, t, where):
+    """Scores and signs, harmless where masked; `checkify` finds targets that are no signs."""
+    known = jnp.abs(t) == 1
+    t = report(
+        t,
+        jnp.all(known if where is None else known | ~where),
+        "targets must be -1 or 1, but reach from {low} to {high}; map labels of 0 and 1 by "
+        "2 * label - 1",
+        low=jnp.min(t, initial=1, where=where),
+        high=jnp.max(t, initial=-1, where=where),
+    )
+    return inputs.mask(where, x, t)

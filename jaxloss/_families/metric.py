@@ -8,12 +8,15 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs, pairs
+from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import relu, softplus, times
 from jaxloss._core.pairs import AxisName
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(anchors="row", positives="row", negatives="row")
 def triplet_margin_loss(
     anchors: ArrayLike,
     positives: ArrayLike,
@@ -72,13 +75,12 @@ def triplet_margin_loss(
     shape = checks.common_shape("anchors", a, "negatives", n)
     a, p, n = (jnp.broadcast_to(x, shape) for x in (a, p, n))
     (axis,) = checks.axes(axis, len(shape))
-    checks.option("norm_degree", norm_degree, 1, float("inf"), closed=False)
-    checks.option("eps", eps, 0, float("inf"))
     # Squares and square roots are faster, and as a rule more accurate, than powers.
     square = isinstance(norm_degree, (int, float)) and norm_degree == 2
-    degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype)
+    finite = checks.Range(1.0, closed=False)
+    degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype, finite)
     margin = checks.scalar("margin", margin, a.dtype)
-    eps = checks.scalar("eps", eps, a.dtype)
+    eps = checks.scalar("eps", eps, a.dtype, checks.NONNEGATIVE)
     if where is not None:
         where = checks.boolean("where", where)
         losses = checks.without(shape, (axis,))
@@ -91,39 +93,18 @@ def triplet_margin_loss(
 def _triplet(a, p, n, degree, margin, eps, where, *, axis):
     live = None if where is None else jnp.expand_dims(where, axis)
     a, p, n = inputs.mask(live, a, p, n)
-    near, far = (_distance(a, b, degree, eps, axis, use) for b, use in ((p, 1), (n, 3)))
+    near, far = (_distance(a, b, degree, eps, axis) for b in (p, n))
     return inputs.masked(where, relu(near - far + margin))
 
 
-def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int, use: int) -> Array:
+def _distance(a: Array, b: Array, degree: Array | None, eps: Array, axis: int) -> Array:
     square = degree is None
-    if square:
-        total = _squares(a, b, axis, use) + eps
-    else:
-        total = jnp.sum(_power(a - b, degree, odd=False), axis) + eps
+    powers = (a - b) ** 2 if square else _power(a - b, degree, odd=False)
+    total = jnp.sum(powers, axis) + eps
     zero = total == 0  # Without an eps; the root has no derivative there.
     total = jnp.where(zero, 1, total)
     root = jnp.sqrt(total) if square else total ** (1 / degree)
     return jnp.where(zero, 0, root)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _squares(a: Array, b: Array, axis: int, use: int) -> Array:
-    """`sum((a - b) ** 2)`."""
-    return jnp.sum((b - a) ** 2, axis)
-
-
-@partial(_squares.defjvp, symbolic_zeros=True)
-def _squares_rule(axis, use, primals, tangents):
-    # The value and each gradient take the difference anew, with constants of their own: what
-    # they shared, XLA's CPU backend would write out.
-    (a, b), (da, db) = primals, tangents
-    out, one = _squares(a, b, axis, use), 0.5**use
-    return out, tangent_sum(
-        out,
-        (da, lambda: 2 * jnp.sum((a - b) * da, axis)),
-        (db, lambda: -2 / one * jnp.sum((one * a - one * b) * db, axis)),
-    )
 
 
 # Powers of |d|, and those that also have its sign, are closed under differentiation:
@@ -150,6 +131,7 @@ def _power_rule(odd, primals, tangents):
     return out, tangent_sum(out, (dd, lambda: q * _power(d, q - 1, not odd) * dd), (dq, by_q))
 
 
+@takes(embeddings="embeddings", labels="labels")
 def circle_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -225,9 +207,10 @@ def circle_loss(
         theirs = pairs.labels("reference_labels", reference_labels, "reference_embeddings", y)
         pairs.comparable(x, y, own, theirs)
         references = (y, theirs)
-    checks.option("gamma", gamma, 0, float("inf"))
-    checks.option("margin", margin, 0, 1)
-    settings = [checks.scalar(k, v, x.dtype) for k, v in (("gamma", gamma), ("margin", margin))]
+    settings = (
+        checks.scalar("gamma", gamma, x.dtype, checks.NONNEGATIVE),
+        checks.scalar("margin", margin, x.dtype, checks.SHARE),
+    )
     live = pairs.mask(where, "embeddings", x)
     return _circle(
         x,
@@ -247,6 +230,7 @@ def circle_loss(
     jit_when_eager,
     static_argnames=("normalize", "detach", "diagonal", "size", "axis_name"),
 )
+@left_to_xla(1)
 def _circle(x, labels, references, settings, live, *, normalize, detach, diagonal, size, axis_name):
     rows = others = pairs.side(x, labels, live, normalize, axis_name)
     if references is not None:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
-from jaxloss._core.numerics import ratio, sigmoid
+from jaxloss._core.declare import takes
+from jaxloss._core.numerics import one_or_nan, ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
 from jaxloss._core.rows import centred, complement, row, softmax
@@ -24,6 +25,7 @@ from jaxloss._core.split import class_shape
 ClassReduction = Literal["mean", "sum", "none"]
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -56,8 +58,9 @@ def dice_loss(
         smooth: s, at least 0.
         alpha: weight of false positives, at least 0.
         beta: weight of false negatives, at least 0.
-        apply_softmax: False if predictions are probabilities. They are taken as they are; under
-            `jax.experimental.checkify` those of a pixel that do not sum to one are reported.
+        apply_softmax: False if predictions are probabilities. They are taken as they are, those
+            of classes that overlap too; if the targets of every pixel sum to one, so should they,
+            and if not, `jax.experimental.checkify` reports it.
         reduction: "mean", "sum" or "none", over classes.
         ignore_background: leave out the first class, if there are several.
         axis: the axes to sum over; by default all but the first and the last. Those of a
@@ -92,6 +95,7 @@ def dice_loss(
     return _dice(predictions, targets, alpha, beta, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def tversky_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -134,6 +138,7 @@ def tversky_loss(
     return _dice(predictions, targets, alpha, beta, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def jaccard_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -170,6 +175,7 @@ def jaccard_loss(
     return _dice(predictions, targets, 1.0, 1.0, *shared)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "bit"))
 def binary_dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -208,6 +214,7 @@ def binary_dice_loss(
     return dice_loss(x, t, smooth=smooth, apply_softmax=apply_sigmoid, where=where)
 
 
+@takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
 def multiclass_generalized_dice_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -224,6 +231,8 @@ def multiclass_generalized_dice_loss(
 
         loss = mean over batch and c of w_c * dice_c,    w_c = C * v_c / sum_k v_k,
         v_c = 1 / (F_c ** 2 + 1e-7)
+
+    The mean is over the examples that have a pixel in `where`.
 
     A class that is nowhere in the batch has nearly all of the weight.
 
@@ -251,7 +260,7 @@ def multiclass_generalized_dice_loss(
     pixels = _pixels(predictions, targets, where)
     return _generalized(
         pixels,
-        checks.scalar("smooth", smooth, pixels.x.dtype, 0),
+        checks.scalar("smooth", smooth, pixels.x.dtype, checks.NONNEGATIVE),
         axis=_pixel_axes(None, pixels.x.ndim),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -272,7 +281,10 @@ def _dice(predictions, targets, alpha, beta, *shared):
     return _class_average(
         pixels,
         class_weights,
-        *(checks.scalar(name, value, dtype, 0) for name, value in settings.items()),
+        *(
+            checks.scalar(name, value, dtype, checks.NONNEGATIVE)
+            for name, value in settings.items()
+        ),
         axis=_pixel_axes(axis, len(shape)),
         tolerance=None if apply_softmax else _tolerance(predictions),
         ignore_background=ignore_background,
@@ -333,7 +345,11 @@ def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
     targets = inputs.exclude(pixels.live, pixels.t, 0)
     frequency = jnp.sum(targets, tuple(range(targets.ndim - 1)))
     weights = frequency.size * _rarity(frequency)
-    return reduce_losses(_weighed(losses, weights, ignore_background), "mean")
+    losses = _weighed(losses, weights, ignore_background)
+    if pixels.live is None:
+        return reduce_losses(losses, "mean")
+    images = jnp.any(pixels.live, tuple(range(1, pixels.live.ndim)))[:, None]
+    return reduce_losses(losses, "mean", where=jnp.broadcast_to(images, losses.shape))
 
 
 def _weighed(losses, class_weights, ignore_background):
@@ -363,6 +379,9 @@ def tversky(of: Outcomes, alpha, beta, smooth) -> Array:
 def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
     x, t, live = pixels
     t = inputs.exclude(live, t, 0)
+    if tolerance is None and x.shape[-1] == 1:
+        x = inputs.exclude(live, x, -jnp.inf)
+        return Outcomes(*(a[..., None] for a in _of_log_odds(x[..., 0], t[..., 0], axis)))
     if tolerance is None:
         # Classes first: each is then a plane of pixels, and a sum over those one of rows.
         x, t = (jnp.moveaxis(a, -1, 0) for a in (inputs.exclude(live, x, -jnp.inf), t))
@@ -370,24 +389,57 @@ def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
         return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
-        x = _reported_sums(x, live, tolerance)
-    p = inputs.probabilities(x)
+        x = _reported_sums(x, t, live, tolerance)
+    p = x * one_or_nan(inputs.are_probabilities(x, axis), x.dtype)
     return outcomes(p, 1 - p, t, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _of_log_odds(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
+    """`outcomes` of the sigmoid, as one array."""
+
+    def terms(x, t):
+        p, one_minus_p = 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
+        return p * t, p * (1 - t), one_minus_p * t
+
+    return jnp.stack([jnp.squeeze(a, axis) for a in passes.sums(terms, axis, x, t)])
+
+
+@partial(_of_log_odds.defjvp, symbolic_zeros=True)
+def _of_log_odds_rule(axis, primals, tangents):
+    (x, t), (dx, dt) = primals, tangents
+    p, q = sigmoid(x), sigmoid(-x)
+    out = _of_log_odds(x, t, axis)
+    return out, _tangent(out, p, q, t, axis, (dx, lambda: p * (q * dx)), dt)
+
+
+def _tangent(out, p, q, t, axis, by_x, dt):
+    """Of TP, FP and FN, from the tangent of each p (that of q is less it) and of the targets."""
+    dx, tangent_of_p = by_x
+
+    def of_p():
+        dp = tangent_of_p()
+        tp = jnp.sum(dp * t, axis)
+        return jnp.stack([tp, jnp.sum(dp * (1 - t), axis), -tp])
+
+    def of_t():
+        tp = jnp.sum(p * dt, axis)
+        return jnp.stack([tp, -tp, jnp.sum(q * dt, axis)])
+
+    return tangent_sum(out, (dx, of_p), (dt, of_t))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
-    """`outcomes` of the softmax, or sigmoid, over the first axis, as one array."""
-    if len(x) == 1:
-        return jnp.stack(outcomes(sigmoid(x), sigmoid(-x), t, axis))
-    # XLA's CPU backend sums up arithmetic in one pass, but writes out what two passes share, if
-    # only a constant: hence the powers of two. At the largest logit 1 - e is exactly zero.
+    """`outcomes` of the softmax over the first axis, as one array."""
+    # With e = exp(x - top), p = e / (1 + tail); at the largest logit 1 - e is exactly zero.
     _, gap, tail = row(x, 0)
-    e, scale = jnp.exp(-gap), 1 / (1 + tail)
-    tp = jnp.sum(e * (t * (16 * scale)), axis) / 16
-    fp = jnp.sum(e * ((2 - 2 * t) * (2 * scale)), axis) / 4
-    fn = jnp.sum((8 * tail + (8 - 8 * e)) * (t * (4 * scale)), axis) / 32
-    return jnp.stack([tp, fp, fn])
+
+    def terms(e, t, tail, scale):
+        return e * (t * scale), e * ((1 - t) * scale), (tail + (1 - e)) * (t * scale)
+
+    sums = passes.sums(terms, axis, jnp.exp(-gap), t, tail, 1 / (1 + tail))
+    return jnp.stack([jnp.squeeze(a, axis) for a in sums])
 
 
 @partial(_of_logits.defjvp, symbolic_zeros=True)
@@ -395,24 +447,12 @@ def _of_logits_rule(axis, primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _of_logits(x, t, axis)
     p, q = _both(x)
-
-    def by_x():
-        dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
-        tp = jnp.sum(dp * t, axis)
-        return jnp.stack([tp, jnp.sum(dp * (1 - t), axis), -tp])
-
-    def by_t():
-        tp = jnp.sum(p * dt, axis)
-        return jnp.stack([tp, -tp, jnp.sum(q * dt, axis)])
-
-    return out, tangent_sum(out, (dx, by_x), (dt, by_t))
+    return out, _tangent(out, p, q, t, axis, (dx, lambda: p * centred(p, dx, 0)), dt)
 
 
 @jax.custom_jvp
 def _both(x: Array) -> tuple[Array, Array]:
     """Probabilities p of the first axis, and 1 - p."""
-    if len(x) == 1:
-        return sigmoid(x), sigmoid(-x)
     return softmax(x, 0).p, complement(x, 0)
 
 
@@ -421,21 +461,29 @@ def _both_rule(primals, tangents):
     # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
     (x,), (dx,) = primals, tangents
     p, q = _both(x)
-    dp = p * (q * dx if len(x) == 1 else centred(p, dx, 0))
+    dp = p * centred(p, dx, 0)
     return (p, q), (dp, -dp)
 
 
-def _reported_sums(p, live, tolerance):
-    """The probabilities; `checkify` finds those of a pixel that do not sum to one."""
-    sums = jnp.sum(jax.lax.stop_gradient(p), -1)
-    if live is not None:  # Without some of the classes there is no sum to expect.
-        sums = jnp.where(jnp.all(live, -1), sums, 1)
+def _reported_sums(p, t, live, tolerance):
+    """The probabilities; `checkify` finds those of a pixel that do not sum to one.
+
+    Where a softmax is meant: classes that overlap, or leave pixels to none, have no such sum.
+    """
+    whole = True if live is None else jnp.all(live, -1)  # Nor has a part of the classes.
+
+    def sums(x):
+        return jnp.where(whole, jnp.sum(jax.lax.stop_gradient(x), -1), 1)
+
+    exclusive = jnp.all(jnp.abs(sums(t) - 1) <= tolerance)
+    of_pixels = sums(p)
     return report(
         p,
-        jnp.all(jnp.abs(sums - 1) <= tolerance),
-        "the probabilities of a pixel must sum to one, but sums reach from {low} to {high}",
-        low=jnp.min(sums, initial=1),
-        high=jnp.max(sums, initial=1),
+        jnp.all(jnp.abs(of_pixels - 1) <= tolerance) | ~exclusive,
+        "the probabilities of a pixel must sum to one, as its targets do, but sums reach from "
+        "{low} to {high}",
+        low=jnp.min(of_pixels, initial=1),
+        high=jnp.max(of_pixels, initial=1),
     )
 
 

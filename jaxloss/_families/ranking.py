@@ -14,6 +14,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
+from jaxloss._core.declare import takes
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import soft_nll
 from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
 from jaxloss._core.pairs import blocks
@@ -26,6 +28,13 @@ from jaxloss._core.split import total
 _CHUNK_BYTES = 2**22
 
 
+@takes(
+    unreduced={"reduce_fn": None},
+    logits=("list", "logits"),
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def ranking_softmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -101,6 +110,12 @@ def _ranking_softmax(s, y, w, live, lists):
     return _sum_each(times(y, softmax(s, axis, lists).nll), lists)
 
 
+@takes(
+    scores="list",
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def pairwise_logistic_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -164,6 +179,12 @@ def _logistic(difference: Array, _: None) -> Array:
     return softplus(-difference)
 
 
+@takes(
+    scores="list",
+    labels=("list", "positive"),
+    weights=("list", "positive"),
+    segments=("list", "integer"),
+)
 def pairwise_hinge_loss(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -212,9 +233,8 @@ def pairwise_hinge_loss(
     >>> print(jaxloss.pairwise_hinge_loss(scores, labels))
     2.0
     """
-    checks.option("margin", margin, 0, float("inf"))
     items = _items("scores", scores, labels, where, weights, segments)
-    margin = checks.scalar("margin", margin, items[0].dtype)
+    margin = checks.scalar("margin", margin, items[0].dtype, checks.NONNEGATIVE)
     return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
 
 
@@ -224,6 +244,7 @@ def _hinge(difference: Array, margin: Array) -> Array:
 
 
 @partial(jit_when_eager, static_argnames=("of_pair", "chunk"))
+@left_to_xla(-1)
 def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
     axis = s.ndim - 1
     s = inputs.exclude(live, s, 0)
@@ -268,7 +289,9 @@ def _against_lower(s, y, live, lists, margin, of_pair, chunk):
 
 
 def _chunk(size: int | None, s: Array) -> int:
-    return checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(s.nbytes, 1))
+    known = all(isinstance(n, int) for n in s.shape)  # Exported, sizes may be symbols.
+    bytes_of_lists = s.nbytes if known else s.dtype.itemsize * s.shape[-1]
+    return checks.chunk_size(size) or max(1, _CHUNK_BYTES // max(bytes_of_lists, 1))
 
 
 def _items(name, scores, labels, where, weights, segments):

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
-from jaxloss._core.numerics import absolute, ratio, relu, tanh, times
+from jaxloss._core import checks, inputs, passes
+from jaxloss._core.declare import takes
+from jaxloss._core.numerics import absolute, heaviside, ratio, relu, tanh
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
+@takes(predictions="entries", targets="entries")
 def squared_error(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -68,6 +70,7 @@ def _square_rule(primals, tangents):
     return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
+@takes(predictions="entries", targets="entries")
 def l2_loss(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -93,6 +96,7 @@ def _half_squared(p, t, where):
     return inputs.masked(where, 0.5 * _square(*inputs.mask(where, p, t)))
 
 
+@takes(predictions="entries", targets="entries")
 def absolute_error(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -127,6 +131,7 @@ def _absolute(p, t, where):
     return inputs.masked(where, absolute(error))
 
 
+@takes(predictions="entries", targets="entries", delta=("entries", "positive"))
 def huber_loss(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -166,9 +171,9 @@ def huber_loss(
     >>> print(jaxloss.huber_loss(jax.numpy.array([0.5, 3.0]), 0))
     [0.125 2.5  ]
     """
-    checks.option("delta", delta, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _huber(p, t, checks.setting("delta", delta, "predictions", p), where)
+    delta = checks.setting("delta", delta, "predictions", p, checks.NONNEGATIVE)
+    return _huber(p, t, delta, where)
 
 
 @jit_when_eager
@@ -211,6 +216,98 @@ def _bounded_rule(primals, tangents):
     )
 
 
+@takes(
+    predictions="entries",
+    targets="entries",
+    width=("entries", "positive"),
+    curvature=("entries", "positive"),
+)
+def wing_loss(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    *,
+    width: ArrayLike = 10.0,
+    curvature: ArrayLike = 2.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Wing loss: logarithmic near the target, so that small errors count, and linear beyond.
+
+    With e = p - t, w the `width` and c the `curvature`:
+
+        loss = w * log(1 + |e| / c)                    where |e| < w
+        loss = |e| - w + w * log(1 + w / c)            elsewhere
+
+    Args:
+        predictions: p, any shape and floating dtype.
+        targets: t, of the shape of `predictions`, a scalar, or of the same rank with axes of
+            size 1.
+        width: error from which on the loss is linear, at least 0; shaped like `targets`.
+        curvature: error from which on the logarithm bends, positive; shaped like `targets`.
+        where: booleans shaped like `predictions`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in units of the targets, of the shape of both together, in float32 (float64
+        for float64 predictions).
+
+    Raises:
+        TypeError: predictions are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, `width` is negative, or `curvature` is not positive.
+
+    The derivative by p is `sign(e) * w / (c + |e|)` near the target and `sign(e)` beyond. There
+    are two kinks, and their derivatives are the means of the sides: 0 for an exact fit, with
+    w / c on either side, and `sign(e) * (w / (c + w) + 1) / 2` at |e| = w. The settings have
+    derivatives too.
+
+    References:
+        Feng et al., Wing Loss for Robust Facial Landmark Localisation with Convolutional Neural
+        Networks, 2018, arXiv:1711.06753.
+
+    >>> import jax, jaxloss
+    >>> print(jaxloss.wing_loss(jax.numpy.array([2.0, 12.0]), 0))
+    [ 6.931472 19.917595]
+    >>> print(jax.grad(jaxloss.wing_loss)(0.0, 0.0))
+    0.0
+    """
+    p, t, where = _pair(predictions, targets, where)
+    width = checks.setting("width", width, "predictions", p, checks.NONNEGATIVE)
+    positive = checks.positive_range(p.dtype)
+    curvature = checks.setting("curvature", curvature, "predictions", p, positive)
+    return _wing(p, t, width, curvature, where)
+
+
+@jit_when_eager
+def _wing(p, t, width, curvature, where):
+    p, t = inputs.mask(where, p, t)
+    width, curvature = (jnp.broadcast_to(a, p.shape) for a in (width, curvature))
+    return inputs.masked(where, _wing_of(p, t, width, curvature))
+
+
+@jax.custom_jvp
+def _wing_of(p: Array, t: Array, w: Array, c: Array) -> Array:
+    size = jnp.abs(p - t)
+    near = w * jnp.log1p(jnp.minimum(size, w) / c)
+    return jnp.where(size > w, near + (size - w), near)
+
+
+@partial(_wing_of.defjvp, symbolic_zeros=True)
+def _wing_rule(primals, tangents):
+    # With h = 0, 1/2 and 1 for an |e| below, at and beyond w, and n = min(|e|, w):
+    #   d/d|e| = (1 - h) w / (c + |e|) + h
+    #   d/dw = log(1 + n / c) - h c / (c + w)    d/dc = -w n / (c (c + n))
+    (p, t, w, c), (dp, dt, dw, dc) = primals, tangents
+    out, size = _wing_of(p, t, w, c), absolute(p - t)
+    beyond, near = heaviside(size - w), jnp.minimum(size, w)
+    slope = jnp.sign(p - t) * ((1 - beyond) * w / (c + size) + beyond)
+    return out, tangent_sum(
+        out,
+        (dp, lambda: slope * dp),
+        (dt, lambda: -slope * dt),
+        (dw, lambda: (jnp.log1p(near / c) - beyond * c / (c + w)) * dw),
+        (dc, lambda: -w / c * near / (c + near) * dc),
+    )
+
+
+@takes(predictions="entries", targets="entries")
 def log_cosh(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
@@ -260,6 +357,7 @@ def _log_cosh_rule(primals, tangents):
     return out, tangent_sum(out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt))
 
 
+@takes(predictions="entries", targets="entries", quantile=("entries", "probability"))
 def quantile_loss(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -297,18 +395,34 @@ def quantile_loss(
     >>> print(jaxloss.quantile_loss(jax.numpy.array([0.0, 2.0]), 1, quantile=0.75))
     [0.75 0.25]
     """
-    checks.option("quantile", quantile, 0, 1)
     p, t, where = _pair(predictions, targets, where)
-    return _quantile(p, t, checks.setting("quantile", quantile, "predictions", p), where)
+    quantile = checks.setting("quantile", quantile, "predictions", p, checks.SHARE)
+    return _quantile(p, t, quantile, where)
 
 
 @jit_when_eager
 def _quantile(p, t, quantile, where):
-    error, quantile = inputs.residual(p, t, where), jnp.broadcast_to(quantile, p.shape)
-    loss = times(quantile, relu(-error)) + times(1 - quantile, relu(error))
-    return inputs.masked(where, loss)
+    p, t = inputs.mask(where, p, t)
+    return inputs.masked(where, _pinball(p, t, jnp.broadcast_to(quantile, p.shape)))
 
 
+@jax.custom_jvp
+def _pinball(p: Array, t: Array, q: Array) -> Array:
+    return jnp.maximum((1 - q) * (p - t), -q * (p - t))
+
+
+@partial(_pinball.defjvp, symbolic_zeros=True)
+def _pinball_rule(primals, tangents):
+    # d loss = slope * (dp - dt) + (t - p) * dq, with a slope of 1 - q, 1/2 - q or -q: above the
+    # target, on it and below.
+    (p, t, q), (dp, dt, dq) = primals, tangents
+    out, slope = _pinball(p, t, q), heaviside(p - t) - q
+    return out, tangent_sum(
+        out, (dp, lambda: slope * dp), (dt, lambda: -slope * dt), (dq, lambda: (t - p) * dq)
+    )
+
+
+@takes(predictions="entries", targets=("entries", "positive"), epsilon=("entries", "positive"))
 def absolute_percentage_error(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -345,20 +459,24 @@ def absolute_percentage_error(
     >>> print(jaxloss.absolute_percentage_error(jax.numpy.array([1.5, 4.0]), 2))
     [ 25. 100.]
     """
-    checks.option("epsilon", epsilon, 0, float("inf"))
     p, t, where = _pair(predictions, targets, where)
-    return _percentage(p, t, checks.setting("epsilon", epsilon, "predictions", p), where)
+    epsilon = checks.setting("epsilon", epsilon, "predictions", p, checks.NONNEGATIVE)
+    return _percentage(p, t, epsilon, where)
 
 
 @jit_when_eager
 def _percentage(p, t, epsilon, where):
     p, t = inputs.mask(where, p, t)
-    return inputs.masked(where, 100 * _relative_error(p, t, jnp.broadcast_to(epsilon, p.shape)))
+    epsilon = epsilon + jnp.zeros_like(p)  # Sharded as p.
+    return inputs.masked(where, 100 * _relative_error(p, t, epsilon))
 
 
 @jax.custom_jvp
+@passes.own_pass
 def _relative_error(p: Array, t: Array, epsilon: Array) -> Array:
-    return ratio(absolute(p - t), jnp.where(absolute(t) < epsilon, epsilon, absolute(t)))
+    """`|p - t| / max(|t|, epsilon)`, with 0 / 0 = 0: where the error is 0, the divisor is not."""
+    error, tiny = jnp.abs(p - t), float(jnp.finfo(p.dtype).tiny)
+    return error / jnp.maximum(jnp.maximum(jnp.abs(t), epsilon), tiny - error)
 
 
 @partial(_relative_error.defjvp, symbolic_zeros=True)
@@ -378,6 +496,7 @@ def _relative_error_rule(primals, tangents):
     )
 
 
+@takes(predictions=("entries", "positive"), targets=("entries", "positive"))
 def squared_log_error(
     predictions: ArrayLike,
     targets: ArrayLike,

@@ -14,13 +14,21 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.declare import takes
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
+from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import largest, one_or_nan
 from jaxloss._core.reports import report
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
 
+@takes(
+    logits=("sequence", "logits"),
+    logit_paddings=("sequence", "padding"),
+    labels=("sequence", "integer"),
+    label_paddings=("sequence", "padding"),
+)
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,
@@ -42,7 +50,8 @@ def ctc_loss(
     Args:
         logits: unnormalised log-probabilities, floating, (B, T, K): batch, frames, classes with
             the blank. A logit of -inf excludes its class from its frame.
-        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0.
+        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0; of
+            lengths, `jnp.arange(T) >= lengths[:, None]`.
         labels: (B, N), integers in [0, K) other than `blank_id`; anything where padded.
         label_paddings: (B, N), like `logit_paddings`: zeros, followed by ones.
         blank_id: the class of the blank, in [0, K).
@@ -99,7 +108,8 @@ def ctc_loss_with_forward_probs(
     Args:
         logits: unnormalised log-probabilities, floating, (B, T, K): batch, frames, classes with
             the blank. A logit of -inf excludes its class from its frame.
-        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0.
+        logit_paddings: (B, T), bool, integer or floating: 1 for frames to skip, else 0; of
+            lengths, `jnp.arange(T) >= lengths[:, None]`.
         labels: (B, N), integers in [0, K) other than `blank_id`; anything where padded.
         label_paddings: (B, N), like `logit_paddings`: zeros, followed by ones.
         blank_id: the class of the blank, in [0, K).
@@ -187,6 +197,7 @@ def _check_shapes(x: Array, frames: Array, labels: Array, ends: Array) -> None:
 
 
 @partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
+@left_to_xla(1)
 def _ctc_loss(x, live, labels, kept, valid, *, blank, zero_infinity):
     loss, _ = _ctc(_Batch(x, live, labels, kept, valid), blank)
     return _finish(loss, valid, zero_infinity)

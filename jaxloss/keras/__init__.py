@@ -11,7 +11,7 @@ of Keras itself. `docs/keras.md` lists what differs.
 
 from typing import TYPE_CHECKING
 
-from jaxloss._core.checks import closest
+from jaxloss._names import unknown
 
 # Classes
 from jaxloss.keras._classes import (
@@ -57,6 +57,7 @@ from jaxloss.keras._confusion import LogitsWarning
 from jaxloss.keras._identifiers import ALIASES, deserialize, get, serialize
 
 # Base classes, to write your own
+from jaxloss.keras._late import when_imported
 from jaxloss.keras._loss import Loss, LossFunctionWrapper, Reduction
 from jaxloss.keras._regression import (
     categorical_hinge,
@@ -145,6 +146,15 @@ def __getattr__(name: str):
         from jaxloss.keras._adapter import as_keras_loss
 
         return as_keras_loss
-    meant = closest(name, [*__all__, "as_keras_loss"])
-    hint = f"; did you mean {meant!r}?" if meant else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    raise AttributeError(unknown(__name__, name, [*__all__, *ALIASES, "as_keras_loss"]))
+
+
+def _with_keras() -> None:
+    """Keras is there: where it computes with JAX, it is told of what is here."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        from jaxloss.keras import _adapter  # noqa: F401
+
+
+when_imported("keras", _with_keras)

@@ -1,7 +1,8 @@
 """`as_keras_loss`: a loss of this library, or of yours, for `model.compile` of Keras on JAX.
 
-Importing this module imports Keras, on the JAX backend unless another was chosen, and
-registers the class under which Keras saves and loads it.
+Importing this module imports Keras, on the JAX backend unless another was chosen, registers
+what Keras is to save and load, and makes the classes of `jaxloss.keras` losses of Keras too, so
+that `compile` hands them weights and masks. It is imported as soon as Keras is.
 """
 
 import functools
@@ -17,26 +18,17 @@ from jax.typing import ArrayLike
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
+from jaxloss._core.declare import declaration
+from jaxloss._names import short
 from jaxloss.keras import _inputs
-from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, leading
+from jaxloss.keras._identifiers import loss_table
+from jaxloss.keras._loss import REDUCTIONS, LossFunctionWrapper, weights_of
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, and defaults to another.
 
 import keras
 
 AnyLoss = str | jaxloss.Loss | jaxloss.keras.Loss | Callable[..., Array]
-
-# Functions whose targets are class numbers, one for each row of predictions.
-CLASS_NUMBERS = (
-    jaxloss.categorical_cross_entropy_with_integer_labels,
-    jaxloss.circle_loss,
-    jaxloss.generalized_cross_entropy,
-    jaxloss.multiclass_hinge_loss,
-    jaxloss.multiclass_perceptron_loss,
-    jaxloss.multiclass_sparsemax_loss,
-    jaxloss.softmax_cross_entropy_with_integer_labels,
-    jaxloss.supervised_contrastive_loss,
-)
 
 # First arguments that give away that a function takes its predictions first.
 PREDICTIONS = frozenset({"logits", "pred", "predictions", "preds", "y_hat", "y_pred"})
@@ -72,8 +64,8 @@ def as_keras_loss(
 
     Returns:
         An object that Keras compiles, saves and loads. A script that loads a model imports
-        this function first, by which the class is registered; a function of yours is loaded
-        if it is registered by `keras.saving.register_keras_serializable`, or given in
+        `jaxloss.keras`, by which the class is registered; a function of yours is loaded if it
+        is registered by `keras.saving.register_keras_serializable`, or given in
         `custom_objects`.
 
     Raises:
@@ -111,8 +103,12 @@ class _Masked(keras.losses.Loss):
 
 
 def _mask(y_pred: Any) -> Array | None:
+    """The mask that Keras keeps beside predictions; of what is no array of JAX, on them."""
+    if not isinstance(y_pred, Array):
+        mask = getattr(y_pred, "_keras_mask", None)
+        return None if mask is None else jnp.asarray(mask, bool)
     one = jnp.ones(())
-    masked: Any = _Masked(one)(y_pred, y_pred)
+    masked: Any = _Masked(one)(one, y_pred)
     return None if masked is one else masked != 0
 
 
@@ -196,14 +192,29 @@ def _check_arguments(fn: Callable[..., Any]) -> None:
     name = _name(fn)
     try:
         signature.bind(None, None)
-    except TypeError as error:
-        raise TypeError(f"Keras passes two arguments, but {name} has a {error}") from None
+    except TypeError:
+        raise TypeError(_other_arguments(name, signature)) from None
     first = next(iter(signature.parameters))
     if first in PREDICTIONS and not _is_ours(fn):
         raise TypeError(
             f"{name} takes {first!r} first, but Keras passes (y_true, y_pred): give "
             f"jaxloss.Loss({name}), which passes predictions first"
         )
+
+
+def _other_arguments(name: str, signature: inspect.Signature) -> str:
+    required = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    *others, last = required or ["nothing"]
+    taken = f"{', '.join(others)} and {last}" if others else last
+    same = [n for n in jaxloss.keras.__all__ if n.islower() and short(n) == short(name)]
+    return (
+        f"{name} takes {taken}, but Keras passes y_true and y_pred: give a function of these two "
+        f"that calls it" + "".join(f", or {n!r}, Keras's own form of it" for n in same)
+    )
 
 
 def _name(loss: Any) -> str:
@@ -217,33 +228,58 @@ def _name(loss: Any) -> str:
 
 def _own_reduction(loss: Any) -> str | None:
     if isinstance(loss, jaxloss.Loss):
-        return next(k for k, v in REDUCTIONS.items() if k and v == loss.reduction)
+        for name, reduction in REDUCTIONS.items():
+            if name and reduction == loss.reduction:
+                return name
+        raise ValueError(
+            f"Keras has no reduction for {loss.reduction!r} of {loss!r}: give as_keras_loss a "
+            f"function of (y_true, y_pred) that returns its losses, or another reduction"
+        )
     return loss.reduction if isinstance(loss, jaxloss.keras.Loss) else "sum_over_batch_size"
 
 
 def _bound(loss: Any, reduction: str, dtype: str | None) -> Callable[..., Array]:
     """The loss as a function of labels, predictions, sample weights and a mask."""
+    loss = _as_class(loss)
     if isinstance(loss, jaxloss.keras.Loss):
         config = loss.get_config() | {"reduction": reduction}
         return type(loss).from_config(config if dtype is None else config | {"dtype": dtype})
     if not isinstance(loss, jaxloss.Loss) and not _is_ours(loss):
         return LossFunctionWrapper(loss, reduction, dtype=dtype)
     loss = loss if isinstance(loss, jaxloss.Loss) else jaxloss.Loss(loss)
-    loss = jaxloss.Loss(
-        loss.fn, REDUCTIONS[reduction], ignore_index=loss.ignore_index, **loss.options
-    )
+    loss = loss.replace(reduction=REDUCTIONS[reduction])
     # Half precision is for the result only.
     dtype = None if dtype is None or jnp.finfo(dtype).bits < 64 else dtype
-    # By identity: a callable of yours need be neither hashable nor comparable.
-    numbered = loss.ignore_index is not None or any(loss.fn is fn for fn in CLASS_NUMBERS)
+    takes = declaration(loss.fn)
+    numbered = loss.ignore_index is not None or (takes is not None and takes.has("labels"))
     align = _class_numbers if numbered else _inputs.aligned
 
     def run(y_true, y_pred, weights, mask):
         y_true, y_pred = align(jnp.asarray(y_true), jnp.asarray(y_pred, dtype))
-        weights = None if weights is None else leading(weights)
+        weights = None if weights is None else weights_of(weights, y_true, y_pred)
         return loss(y_pred, y_true, weights=weights, where=mask)
 
     return run
+
+
+def _as_class(loss: Any) -> Any:
+    """Of a function of `jaxloss.keras` its class, which knows what a mask of it means."""
+    fn, options = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        fn, options = loss.func, loss.keywords
+    for made in _made():
+        if made.fn is fn and options.keys() <= made.get_config().keys():
+            return type(made)(**options)
+    return loss
+
+
+@functools.cache
+def _made() -> list[LossFunctionWrapper]:
+    """One of each class of `jaxloss.keras` that is one of a function."""
+    public = [getattr(jaxloss.keras, name) for name in jaxloss.keras.__all__]
+    base = LossFunctionWrapper
+    classes: list[Any] = [c for c in public if isinstance(c, type) and issubclass(c, base)]
+    return [c() for c in classes if c is not base]
 
 
 def _class_numbers(y: Array, x: Array) -> tuple[Array, Array]:
@@ -285,3 +321,17 @@ def _deserialize(config: Any) -> Any:
             _deserialize(inner["fn"]), ignore_index=inner["ignore_index"], **options
         )
     return keras.saving.deserialize_keras_object(config)
+
+
+def _join() -> None:
+    """Make ours losses of Keras, by which it knows what to hand them, and how to save them."""
+    ours = jaxloss.keras.Loss
+    if keras.losses.Loss not in ours.__bases__:
+        ours.__bases__ = (*ours.__bases__, keras.losses.Loss)
+        ours._mask_of = staticmethod(_mask)
+    for loss in loss_table().values():
+        keras.saving.register_keras_serializable("jaxloss")(loss)
+
+
+if keras.backend.backend() == "jax":
+    _join()

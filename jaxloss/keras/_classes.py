@@ -4,11 +4,14 @@ Each is a `Loss` of the function of its name, with that function's arguments as 
 are attributes too. `reduction`, `name` and `dtype` are those of `Loss`.
 """
 
+from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core.checks import Axis
+from jaxloss._core.examples import fill_trees, weighed_losses
 from jaxloss._core.reduce import per_example
 from jaxloss.keras import _classification, _regression, _structured
 from jaxloss.keras._inputs import class_axis, class_ids, row_labels
@@ -406,6 +409,7 @@ class SparseCategoricalCrossentropy(_Labelled):
         ignore_class: int | None = None,
         reduction: str | None = _MEAN,
         axis: int = -1,
+        label_smoothing: ArrayLike = 0.0,
         name: str | None = "sparse_categorical_crossentropy",
         dtype: Any = None,
     ):
@@ -417,6 +421,7 @@ class SparseCategoricalCrossentropy(_Labelled):
             from_logits=from_logits,
             ignore_class=ignore_class,
             axis=axis,
+            label_smoothing=label_smoothing,
         )
 
     def _weighed(self, y_true, y_pred, weights, where):
@@ -458,6 +463,9 @@ class CategoricalGeneralizedCrossEntropy(_Labelled):
 class CTC(_Labelled):
     """`ctc` with a reduction.
 
+    A mask of shape (B,) is one of sequences, one of shape (B, T), such as Keras puts on
+    `y_pred`, of frames: those left out are paddings. A sequence without frames is masked.
+
     >>> print(CTC()([[1, 0]], [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
     1.098612
     """
@@ -469,6 +477,19 @@ class CTC(_Labelled):
         dtype: Any = None,
     ):
         super().__init__(_structured.ctc, reduction, name, dtype)
+
+    def _weighed(self, y_true, y_pred, weights, where):
+        if where is None or where.ndim < 2:
+            return super()._weighed(y_true, y_pred, weights, where)
+        frames = per_example("mask", where, y_pred.shape[:2])
+        return weighed_losses(
+            lambda of: _structured.ctc_of(of[1], of[0], frames),
+            (y_pred, y_true),
+            partial(fill_trees, axes=self._class_axes(y_pred)),
+            weights=weights,
+            where=jnp.any(frames, 1),
+            names=("sample_weight", "mask"),
+        )
 
 
 class Dice(_Regions):
@@ -498,7 +519,7 @@ class Tversky(_Regions):
     """`tversky` with a reduction.
 
     >>> print(Tversky(0.25, 0.75, axis=1)([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]))
-    0.2
+    0.428571
     """
 
     def __init__(

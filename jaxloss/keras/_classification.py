@@ -25,6 +25,7 @@ from jaxloss._core.numerics import (
     straight_through,
     xlogy,
 )
+from jaxloss._core.reduce import row_mean
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._families.focal import bounded_nll, class_weights
 from jaxloss.keras import _confusion
@@ -76,9 +77,9 @@ def binary_focal_crossentropy(
     weight = alpha if apply_class_balancing else None
     if from_logits:
         return mean(jaxloss.sigmoid_focal_loss(p, t, alpha=weight, gamma=gamma), axis)
-    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, 0))
+    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, checks.NONNEGATIVE))
     if weight is not None:
-        weight = checks.scalar("alpha", alpha, p.dtype, 0, 1)
+        weight = checks.scalar("alpha", alpha, p.dtype, checks.SHARE)
         losses *= t * weight + (1 - t) * (1 - weight)
     return mean(losses, axis)
 
@@ -136,7 +137,7 @@ def categorical_focal_crossentropy(
     t, p, axis = _categorical(y_true, y_pred, from_logits, label_smoothing, axis)
     if from_logits:
         return jaxloss.softmax_focal_loss(p, t, axis, alpha=jnp.asarray(alpha), gamma=gamma)
-    gamma = checks.scalar("gamma", gamma, p.dtype, 0)
+    gamma = checks.scalar("gamma", gamma, p.dtype, checks.NONNEGATIVE)
     return _focal(p, t, class_weights(alpha, p, axis), gamma, axis=axis)
 
 
@@ -152,13 +153,15 @@ def sparse_categorical_crossentropy(
     from_logits: bool = False,
     ignore_class: int | None = None,
     axis: int = -1,
+    label_smoothing: ArrayLike = 0.0,
 ) -> Array:
-    """`categorical_crossentropy` of integer labels, without a one-hot of logits.
+    """`categorical_crossentropy` of integer labels, without their one-hot.
 
     Args:
         y_true: whole numbers, integers or floats, of the shape of `y_pred` without `axis`, or
             with an axis of size 1 there. Any other makes its row NaN, in value and gradient.
         ignore_class: rows with this label cost 0.
+        label_smoothing: as in Keras from 3.16 on.
 
     >>> print(sparse_categorical_crossentropy([1, 0], [[0.25, 0.75], [0.5, 0.5]]))
     [0.287682 0.693147]
@@ -169,13 +172,21 @@ def sparse_categorical_crossentropy(
     ignored = None if ignore_class is None else int(ignore_class)
     if from_logits:
         return jaxloss.softmax_cross_entropy_with_integer_labels(
-            p, labels, axis, ignore_index=ignored
+            p, labels, axis, label_smoothing=label_smoothing, ignore_index=ignored
         )
+    s = checks.optional("label_smoothing", label_smoothing, checks.scalar, p.dtype, checks.SHARE)
     if ignored is not None:
         p = jnp.where(jnp.expand_dims(labels == ignored, axis), 0.5, p)
-    return jaxloss.categorical_cross_entropy_with_integer_labels(
-        _clip(_normalised(p, axis)), labels, axis, ignore_index=ignored
+    q = _clip(_normalised(p, axis))
+    losses = jaxloss.categorical_cross_entropy_with_integer_labels(
+        q, labels, axis, ignore_index=ignored
     )
+    if s is None:
+        return losses
+    of_all = 0 - row_mean(jnp.log(q), (axis,))
+    if ignored is not None:
+        of_all = jnp.where(labels == ignored, 0, of_all)
+    return (1 - s) * losses + s * of_all
 
 
 def categorical_generalized_cross_entropy(
@@ -193,7 +204,7 @@ def categorical_generalized_cross_entropy(
     [0. 1.]
     """
     labels, p, axis = labelled(y_true, y_pred, -1)
-    q = checks.scalar("q", q, p.dtype, 0, 1)
+    q = checks.scalar("q", q, p.dtype, checks.SHARE)
     p = _confusion.checked(p, False, axis)
     return _bounded(nonnegative(p), labels, q)
 
@@ -226,8 +237,7 @@ def _clip(p: Array) -> Array:
 
 
 def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
-    checks.option("label_smoothing", smoothing, 0, 1)
-    s = checks.optional_operand("label_smoothing", smoothing, t.dtype, ())
+    s = checks.optional("label_smoothing", smoothing, checks.scalar, t.dtype, checks.SHARE)
     return t if s is None else t * (1 - s) + 0.5 * s
 
 
@@ -236,10 +246,8 @@ def _categorical(y_true, y_pred, from_logits, smoothing, axis):
     axis = class_axis(axis, p.ndim)
     _warn_of_one_class(p, axis)
     p = _confusion.checked(p, from_logits, axis)
-    checks.option("label_smoothing", smoothing, 0, 1)
-    if not isinstance(smoothing, (int, float)) or smoothing != 0:
-        t = jaxloss.smooth_labels(t, smoothing, axis=axis)
-    return t, p, axis
+    s = checks.optional("label_smoothing", smoothing, checks.scalar, p.dtype, checks.SHARE)
+    return t if s is None else jaxloss.smooth_labels(t, s, axis=axis), p, axis
 
 
 def _warn_of_one_class(p: Array, axis: int) -> None:

@@ -1,6 +1,5 @@
 """Catching logits that are given as probabilities, and probabilities given as logits."""
 
-import sys
 import warnings
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jaxloss._core import callers
 from jaxloss._core.reports import report
 
 # How far from [0, 1], or from a sum of one, probabilities may be; and how many numbers of one
@@ -30,7 +30,8 @@ def checked(p: Array, from_logits: bool, axis: int | None = None) -> Array:
         from_logits: what they are said to be.
         axis: the class axis; None for binary predictions.
     """
-    if not p.size or not (p.ndim or axis is None):
+    symbolic = any(not isinstance(n, int) for n in p.shape)  # Exported, a size may be a symbol.
+    if symbolic or not p.size or not (p.ndim or axis is None):
         return p
     rows = p.reshape(-1) if axis is None else jnp.moveaxis(p, axis, -1).reshape(-1, p.shape[axis])
     if from_logits:
@@ -66,7 +67,4 @@ def _like_probabilities(rows):
 
 def caller() -> int:
     """The stack level, for `warnings.warn` in `checked`, of the first frame outside the library."""
-    level = 2
-    while sys._getframe(level).f_globals.get("__name__", "").startswith("jaxloss."):
-        level += 1
-    return level
+    return callers.entry("jaxloss.").depth

@@ -115,7 +115,7 @@ def _entry(module: str, class_name: str, config: Any, registered: str | None) ->
 
 
 def _find(name: str, custom: Mapping[str, Any] | None, *others: str) -> Callable[..., Any]:
-    known = {**_table(), **(custom or {})}
+    known = {**loss_table(), **(custom or {})}
     for n in (name, *others):
         if (n := n if n in known else ALIASES.get(n, n)) in known:
             return known[n]
@@ -128,7 +128,8 @@ def _find(name: str, custom: Mapping[str, Any] | None, *others: str) -> Callable
     raise ValueError(f"unknown loss {name!r}; {hint}")
 
 
-def _table() -> dict[str, Any]:
+def loss_table() -> dict[str, Any]:
+    """The public functions and classes that are losses, by name."""
     from jaxloss import keras
 
     return {name: getattr(keras, name) for name in keras.__all__ if name not in _NOT_LOSSES}

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -11,9 +12,17 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, reduce
+from jaxloss._core import callers, checks, reduce
+from jaxloss._core.examples import (
+    arrays,
+    check_options,
+    class_axes,
+    fill_trees,
+    floating_losses,
+    rank,
+    weighed_losses,
+)
 from jaxloss._core.numerics import compute_dtype
-from jaxloss._loss import arrays, check_options, class_axes, floating_losses, rank, weighed_losses
 from jaxloss.keras._inputs import aligned
 
 REDUCTIONS: dict[str | None, reduce.Reduction] = {
@@ -115,9 +124,9 @@ class Loss(_Checked):
                 f"{setting!r} is not an argument of the call: give it to the constructor, as in "
                 f"{type(self).__name__}({setting}=...)(y_true, y_pred)"
             )
-        masks = [m for m in (getattr(y_pred, "_keras_mask", None), mask) if m is not None]
+        masks = [m for m in (self._mask_of(y_pred), mask) if m is not None]
         y_true, y_pred = self._converted(y_true, y_pred)
-        weights = None if sample_weight is None else leading(sample_weight)
+        weights = None if sample_weight is None else weights_of(sample_weight, y_true, y_pred)
         where = None
         for m in masks:
             m = leading(m)
@@ -127,6 +136,11 @@ class Loss(_Checked):
             losses, REDUCTIONS[self.reduction], weights=weights, where=where
         )
         return loss if self._dtype is None else loss.astype(self._dtype)
+
+    @staticmethod
+    def _mask_of(y_pred: Any) -> Array | None:
+        """The mask that Keras put on predictions; where Keras is, it is asked for it."""
+        return getattr(y_pred, "_keras_mask", None)
 
     def _converted(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """Arrays of the dtype of the computation; integer labels keep theirs."""
@@ -148,7 +162,8 @@ class Loss(_Checked):
         axes = self._class_axes(y_pred)
         each = where is not None or (weights is not None and weights.ndim > 0)
 
-        def losses_of(y_pred, y_true):
+        def losses_of(arguments):
+            y_pred, y_true = arguments
             losses = floating_losses(self.call(y_true, y_pred))
             if each and losses.ndim == 0 and rank(y_pred):
                 raise ValueError(self._no_examples())
@@ -156,9 +171,8 @@ class Loss(_Checked):
 
         return weighed_losses(
             losses_of,
-            y_pred,
-            y_true,
-            axes,
+            (y_pred, y_true),
+            partial(fill_trees, axes=axes),
             weights=weights,
             where=where,
             names=("sample_weight", "mask"),
@@ -169,6 +183,9 @@ class Loss(_Checked):
             f"{self.name} returned a scalar for a batch, which cannot be weighed or masked: "
             f"return one loss for each example"
         )
+
+    # Once Keras is imported, this class is one of its losses, which are pickled as models are.
+    __reduce__ = object.__reduce__
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` makes the same loss of, as plain Python values."""
@@ -274,6 +291,25 @@ def leading(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     last = next((a for a in range(x.ndim, 1, -1) if x.shape[a - 1] != 1), min(x.ndim, 1))
     return x.reshape(x.shape[:last])
+
+
+def weights_of(sample_weight: ArrayLike, y_true: Any, y_pred: Any) -> Array:
+    """Sample weights; an error if they are what Keras makes of `class_weight` and sequences."""
+    labels = leading(y_true) if isinstance(y_true, jax.Array) else None
+    if labels is not None and labels.ndim > 1 and jnp.ndim(y_pred) == labels.ndim + 1:
+        _refuse_class_weight(labels.shape)
+    return leading(sample_weight)
+
+
+def _refuse_class_weight(shape: tuple[int, ...]) -> None:
+    if callers.weighs_classes():
+        raise ValueError(
+            f"of class_weight= Keras makes one weight for each of the {shape[0]} rows of labels "
+            f"of shape {shape}, not for each label: give the loss class_weights=, as in "
+            f"as_keras_loss(functools.partial("
+            f"jaxloss.softmax_cross_entropy_with_integer_labels, class_weights=...)), or give "
+            f"sample_weight= of the shape of the labels"
+        )
 
 
 def both(a: Array | None, b: Array) -> Array:

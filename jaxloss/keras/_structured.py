@@ -42,17 +42,20 @@ def tversky(
 
     Args:
         y_true, y_pred, axis: see `dice`.
-        alpha: weight of false negatives, as in Keras 3.15 (its documentation, and its code from
-            3.16 on, say false positives), at least 0.
-        beta: weight of false positives, at least 0.
+        alpha: weight of false positives, at least 0, as in Keras from 3.16 on; before, its code
+            took alpha for beta.
+        beta: weight of false negatives, at least 0.
 
     >>> print(tversky([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]], 0.25, 0.75, axis=1))
-    [0.2]
+    [0.428571]
     """
     of = _outcomes(y_true, y_pred, axis)
     dtype = of.true_positives.dtype
-    alpha, beta = checks.scalar("alpha", alpha, dtype, 0), checks.scalar("beta", beta, dtype, 0)
-    wrong = alpha * of.false_negatives + beta * of.false_positives + EPSILON
+    alpha, beta = (
+        checks.scalar("alpha", alpha, dtype, checks.NONNEGATIVE),
+        checks.scalar("beta", beta, dtype, checks.NONNEGATIVE),
+    )
+    wrong = alpha * of.false_positives + beta * of.false_negatives + EPSILON
     return share(wrong, of.true_positives)
 
 
@@ -128,15 +131,22 @@ def ctc(y_true: ArrayLike, y_pred: ArrayLike) -> Array:
 
     Args:
         y_true: whole numbers of shape (B, N).
-        y_pred: logits of shape (B, T, K), none of whose frames are padding.
+        y_pred: logits of shape (B, T, K), none of whose frames are padding; those that a mask
+            leaves out are, in `CTC`.
 
     >>> print(ctc([[1, 0]], [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
     [1.098612]
     """
+    return ctc_of(y_true, y_pred)
+
+
+def ctc_of(y_true, y_pred, frames=None):
+    """`ctc`, with a mask of the frames that exist."""
     x, labels = predictions(y_pred), class_ids(y_true)
     if x.ndim != 3 or labels.ndim != 2:
         raise ValueError(
             f"y_pred of shape {x.shape} and y_true of shape {labels.shape} must be logits of "
             f"shape (B, T, K) and labels of shape (B, N)"
         )
-    return jaxloss.ctc_loss(x, jnp.zeros(x.shape[:2], x.dtype), labels, labels == 0)
+    paddings = jnp.zeros(x.shape[:2], bool) if frames is None else ~frames
+    return jaxloss.ctc_loss(x, paddings, labels, labels == 0)

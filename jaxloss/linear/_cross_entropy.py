@@ -2,16 +2,18 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import checks, inputs
+from jaxloss._core.declare import takes
 from jaxloss._core.reduce import Reduction, check_reduction, reduce_losses
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import ClassAxis, total_classes
+from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._operands import AxisName
@@ -25,6 +27,43 @@ from jaxloss.linear._vocab import VocabSweep
 Implementation = Literal["tokens", "stored", "vocab", "pallas_tpu", "dense"]
 
 
+class _Settings(TypedDict, total=False):
+    """The keyword arguments of `linear_cross_entropy` but for the reduction."""
+
+    bias: ArrayLike | None
+    vocab_first: bool
+    weights: ArrayLike | None
+    where: ArrayLike | None
+    class_where: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: ArrayLike
+    z_loss: ArrayLike
+    logit_softcap: ArrayLike | None
+    class_weights: ArrayLike | None
+    chunk_size: int | None
+    implementation: Implementation | None
+    axis_name: AxisName
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Literal["parts"],
+    **settings: Unpack[_Settings],
+) -> Mean: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: Reduction = "mean",
+    **settings: Unpack[_Settings],
+) -> Array: ...
+@takes(unreduced={"reduction": "none"}, hidden="row", weight="shared", labels="labels")
 def linear_cross_entropy(
     hidden: ArrayLike,
     weight: ArrayLike,
@@ -32,9 +71,10 @@ def linear_cross_entropy(
     *,
     bias: ArrayLike | None = None,
     vocab_first: bool = False,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Literal["parts"] = "mean",
     weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -43,11 +83,11 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
     axis_name: AxisName = None,
-) -> Array:
+) -> Array | Mean:
     r"""Softmax cross-entropy of the logits `hidden @ weight + bias`, which never exist at once.
 
-    With x the logits of one token, k its label, V the size of the vocabulary, c `logit_softcap`,
-    s `label_smoothing` and w `class_weights`:
+    With x the logits of one token, k its label, V the number of classes that are not excluded, c
+    `logit_softcap`, s `label_smoothing` and w `class_weights`:
 
         x <- c * tanh(x / c)
         loss = (1 - s) * w_k * nll_k + s / V * sum_j w_j * nll_j + z_loss * logsumexp(x)**2
@@ -64,10 +104,13 @@ def linear_cross_entropy(
         bias: [V]; -inf excludes a class.
         vocab_first: whether the weight is [V, D], as a table of embeddings is.
         reduction: "mean" (over the tokens that are not masked), "weighted_mean" (over the sum of
-            their weights), "sum", or "none".
+            their weights), "sum", or "none"; "parts" for the mean as a `jaxloss.Mean`, whose total
+            and size add up over microbatches and devices.
         weights: of the tokens, of the shape of `labels` or of its leading axes. A token of weight
             zero adds nothing, even if it holds NaN, but counts in "mean".
         where: booleans, likewise; a masked token adds nothing and does not count.
+        class_where: booleans, [V]; a class that is False is excluded, as one that pads the
+            vocabulary. What it has of the weight must be finite, and gets a gradient of 0.
         ignore_index: tokens with this label are masked.
         label_smoothing: s in [0, 1].
         z_loss: weight of the squared log-normaliser.
@@ -80,12 +123,12 @@ def linear_cross_entropy(
             "stored" on GPUs and TPUs and "tokens" on CPUs, or wherever `chunk_size` is given;
             "pallas_tpu" on TPUs with one core, for a large vocabulary and operands that are not
             split over devices, unless in `shard_map`.
-        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`
-            and `class_weights` is split; labels are those of the whole vocabulary.
+        axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`,
+            `class_where` and `class_weights` is split; labels are those of the whole vocabulary.
 
     Returns:
         The loss in nats, in float32 (float64 for float64 operands): one number, or for reduction
-        "none" one a token. An empty or fully masked batch gives 0.
+        "none" one a token, or for "parts" a `jaxloss.Mean`. An empty or fully masked batch gives 0.
 
     Raises:
         TypeError: hidden or weight are not floating point, labels not integers, `where` not
@@ -94,9 +137,10 @@ def linear_cross_entropy(
             its range; with `axis_name`, a weight that is not split over it; "pallas_tpu" without a
             TPU.
 
-    Reverse mode by a reduced loss only scales gradients that were formed together with the value;
-    by reduction "none" it computes the logits of each chunk once more. Derivatives beyond the first
-    are those of "tokens", whatever the implementation.
+    Reverse mode by a reduced loss only scales gradients that were formed together with the value,
+    in float32 where operands are float16, so that a loss scale comes in time; by reduction "none"
+    it computes the logits of each chunk once more. Derivatives beyond the first are those of
+    "tokens", whatever the implementation.
 
     Implementations, with their temporary memory in bytes for value and both gradients, at most,
     beside operands and results. There are N tokens, D features, V classes and chunks of C, and
@@ -130,9 +174,10 @@ def linear_cross_entropy(
     >>> print(jaxloss.linear_cross_entropy(hidden, weight, labels, reduction="none"))
     [4.1223e-09 2.3954e-01]
     """
+    parts = reduction == "parts"
+    reduction = "sum" if parts else reduction
     check_reduction(reduction)
     _check_implementation(implementation, reduction)
-    checks.option("label_smoothing", label_smoothing, 0, 1)
     head = _operands.head(hidden, weight, vocab_first, axis_name)
     shape = head.hidden.shape[:-1]
     local_vocab, dtype = vocab_size(head, vocab_first), logits_dtype(head)
@@ -140,20 +185,23 @@ def linear_cross_entropy(
     labels = _operands.labels_of(labels, shape, classes, ignore_index)
     class_weights = checks.of_classes("class_weights", class_weights, "weight", local_vocab, dtype)
     settings = _formulas.Settings(
-        bias=checks.of_classes("bias", bias, "weight", local_vocab, dtype),
+        bias=_operands.bias_of(bias, class_where, local_vocab, dtype),
         softcap=_operands.softcap(logit_softcap, dtype),
         class_weights=class_weights,
-        smoothing=checks.optional_operand("label_smoothing", label_smoothing, dtype, ()),
-        z_loss=checks.optional_operand("z_loss", z_loss, dtype, ()),
+        smoothing=checks.optional(
+            "label_smoothing", label_smoothing, checks.scalar, dtype, checks.SHARE
+        ),
+        z_loss=checks.optional("z_loss", z_loss, checks.scalar, dtype),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)
-    return _linear_cross_entropy(
+    loss = _linear_cross_entropy(
         head, labels, settings, weights, where,
         vocab_first=vocab_first, reduction=reduction, ignore_index=ignore_index,
         chunk_size=checks.chunk_size(chunk_size), implementation=implementation,
         chip=_chip(implementation, reduction, head, local_vocab, chunk_size), axis_name=axis_name,
     )  # fmt: skip
+    return _operands.mean_of_tokens(loss, where, labels, ignore_index) if parts else loss
 
 
 def _check_implementation(implementation: str | None, reduction: str) -> None:
@@ -207,8 +255,7 @@ def _formula(
 ):  # fmt: skip
     shape = labels.shape
     labels, weights, live = _operands.flatten(labels, weights, where)
-    if ignore_index is not None:
-        live = labels != ignore_index if live is None else live & (labels != ignore_index)
+    live = inputs.not_ignored(live, labels, ignore_index)
     local_vocab, axis = vocab_size(head, vocab_first), _operands.class_axis(axis_name)
     classes = total_classes(local_vocab, axis)
     heads = (_operands.flatten_tokens(head),)
@@ -220,7 +267,7 @@ def _formula(
         losses = _formulas.cross_entropy(logits, labels, settings, axis)
         losses = reduce_losses(losses, reduction, weights=weights, where=live)
     else:
-        size = len(labels) // groups, heads[0].hidden.shape[1], local_vocab
+        size = labels.shape[0] // groups, heads[0].hidden.shape[1], local_vocab
         sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
         losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses

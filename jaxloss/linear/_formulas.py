@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxloss._core.nll import label_nll
-from jaxloss._core.numerics import tanh, times
+from jaxloss._core.numerics import tanh
 from jaxloss._core.rows import logsumexp, softmax
 from jaxloss._core.split import ClassAxis, Split, total
 from jaxloss._families.categorical import integer_cross_entropy
@@ -41,7 +41,8 @@ def shaped(x: Array, bias: Array | None, softcap: Array | None) -> Array:
         x = x + bias[None]
     if softcap is None:
         return x
-    return jnp.where(x == -jnp.inf, x, softcap * tanh(x / softcap))
+    excluded = x == -jnp.inf
+    return jnp.where(excluded, x, softcap * tanh(jnp.where(excluded, 0, x) / softcap))
 
 
 def cross_entropy(
@@ -62,7 +63,8 @@ def statistics(
     return LinearStatistics(
         -label_nll(x, labels[:, None], axis)[:, 0],
         logsumexp(x, axis)[:, 0],
-        total(times(p, nll), axis)[:, 0],
+        # Of a class that is impossible neither the term nor a derivative is there.
+        total(p * jnp.where(p == 0, 0, nll), axis)[:, 0],
         # As a float, exact up to 2**24 classes: in `shard_map` integers have no tangent.
         _argmax(lax.stop_gradient(x), axis).astype(x.dtype),
     )
@@ -86,6 +88,8 @@ class Pair(NamedTuple):
     temperature: Array
     bias: Array | None
     teacher_bias: Array | None
+    softcap: Array | None
+    teacher_softcap: Array | None
 
 
 def kl(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) -> Array:
@@ -100,4 +104,7 @@ def js(logits: tuple[Array, ...], labels: Array, pair: Pair, axis: ClassAxis) ->
 
 def _student_and_teacher(logits: tuple[Array, ...], pair: Pair) -> tuple[Array, Array]:
     student, teacher = logits
-    return shaped(student, pair.bias, None), shaped(teacher, pair.teacher_bias, None)
+    return (
+        shaped(student, pair.bias, pair.softcap),
+        shaped(teacher, pair.teacher_bias, pair.teacher_softcap),
+    )

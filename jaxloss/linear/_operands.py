@@ -2,20 +2,22 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.mapped import varying
-from jaxloss._core.reduce import per_example
+from jaxloss._core.reduce import count, per_example
 from jaxloss._core.split import ClassAxis, Split
+from jaxloss._mean import Mean
 from jaxloss.linear._head import Head
 
 AxisName = str | tuple[str, ...] | None
 
-# The logits of one chunk in float32, in bytes.
-_CHUNK_BYTES = 64 * 2**20
+# What a chunk's logits and their gradients may take, in bytes.
+_CHUNK_BYTES = 128 * 2**20
 # With fewer tokens (or fewer than the layer has features) the matmuls of a chunk would wait for the
 # weight and its gradient, which every chunk reads and writes: 8 bytes for 2 * tokens flops, where a
 # TPU v5e does 240 flops a byte and an H100 295.
@@ -74,6 +76,14 @@ def of_tokens(
     return per_example(name, x, shape)
 
 
+def mean_of_tokens(
+    total: Array, where: Array | None, tokens: Array, ignore_index: int | None = None
+) -> Mean:
+    """The total over the tokens that are not masked, with their number."""
+    where = inputs.not_ignored(where, tokens, ignore_index)
+    return Mean(total, count(jax.ShapeDtypeStruct(tokens.shape, total.dtype), where))
+
+
 def flatten_tokens(head: Head) -> Head:
     """With one axis of tokens."""
     return Head(head.hidden.reshape(-1, head.hidden.shape[-1]), head.weight)
@@ -82,6 +92,19 @@ def flatten_tokens(head: Head) -> Head:
 def flatten(*each_token: Array | None) -> list[Any]:
     """With one axis of tokens, for what has one entry per token."""
     return [None if x is None else x.reshape(-1) for x in each_token]
+
+
+def bias_of(
+    bias: ArrayLike | None,
+    class_where: ArrayLike | None,
+    local_vocab: int,
+    dtype: DTypeLike,
+    name: str = "bias",
+) -> Array | None:
+    """The bias, which is -inf for a class that is excluded."""
+    b = checks.of_classes(name, bias, "weight", local_vocab, dtype)
+    live = checks.of_classes("class_where", class_where, "weight", local_vocab, jnp.bool_)
+    return b if live is None else jnp.where(live, 0 if b is None else b, -jnp.inf).astype(dtype)
 
 
 def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
@@ -118,18 +141,21 @@ def without(
     return heads, jnp.where(dead, 0, labels)
 
 
-def chunk_of_tokens(size: int | None, n: int, features: int, local_vocab: int) -> int:
-    """How many of `n` tokens to take at once."""
-    if size is not None:
-        return min(size, max(n, 1))
-    return _even(max(_CHUNK_BYTES // (4 * local_vocab), min(_MIN_TOKENS, features)), n)
+def chunk_of_tokens(
+    size: int | None, n: int, features: int, local_vocab: int, arrays: int = 2
+) -> int:
+    """How many of `n` tokens to take at once.
+
+    `arrays` of the size of a chunk's logits, in float32, exist at the same time.
+    """
+    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1)
+    return _chunk(size, n, most)
 
 
 def stored_chunk(size: int | None, n: int, features: int, local_vocab: int) -> int:
     """The same for the sweep whose chunks do not read and write the weight's gradient."""
-    if size is not None:
-        return min(size, max(n, 1))
-    return _even(max(_CHUNK_BYTES // (8 * local_vocab), min(_MIN_TOKENS, features) // 2), n)
+    most = max(_CHUNK_BYTES // (16 * local_vocab), min(_MIN_TOKENS, features) // 2, 1)
+    return _chunk(size, n, most)
 
 
 def stored_group(n: int, features: int) -> int:
@@ -138,12 +164,19 @@ def stored_group(n: int, features: int) -> int:
     In half precision, those of 2 * features tokens are as large as the gradient of the weight in
     float32, which the token sweep holds.
     """
-    return _even(max(2 * features, _GROUP_TOKENS), n)
+    most = max(2 * features, _GROUP_TOKENS)
+    return _even(most, n) if isinstance(n, int) else most
+
+
+def _chunk(size: int | None, n: int, most: int) -> int:
+    if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
+        return size or _MIN_TOKENS
+    return min(size, max(n, 1)) if size is not None else _even(most, n)
 
 
 def _even(most: int, n: int) -> int:
     """A size of at most `most` of the parts of `n`, without a rest where that is cheap."""
-    most = min(max(most, 1), max(n, 1))
+    most = min(most, max(n, 1))
     count = -(-n // most)
     even = next((c for c in range(max(count, 1), 2 * count) if n % c == 0), count)
     return -(-n // max(even, 1)) or 1
@@ -153,11 +186,14 @@ def block_of_classes(size: int | None, n: int, features: int, local_vocab: int) 
     """How many classes of this device to take at once, with `n` tokens."""
     if size is not None:
         return min(size, local_vocab)
-    most = _CHUNK_BYTES // 2 // (4 * max(n, 1))
+    # Exported, the number of tokens is a symbol.
+    most = _CHUNK_BYTES // 4 // (4 * max(n, 1)) if isinstance(n, int) else 1
     return min(max(most, min(_MIN_TOKENS, features), 1), local_vocab)
 
 
 def has_short_chunks(n: int, features: int, local_vocab: int) -> bool:
     """Whether there are several chunks, each with as few tokens as the matmuls allow."""
+    if not isinstance(n, int):
+        return False
     chunk = chunk_of_tokens(None, n, features, local_vocab)
     return chunk < n and chunk <= _MIN_TOKENS

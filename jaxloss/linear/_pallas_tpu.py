@@ -164,7 +164,7 @@ class TpuPasses(NamedTuple):
     @property
     def _static(self) -> Static:
         v = self.vocabulary
-        return Static(len(self._head.hidden), v.local_vocab, v.total_classes, v.vocab_first)
+        return Static(len(self._head.hidden), v.local_vocab, v.vocab_first)
 
     def statistics(self, like: Array) -> BlockStats:
         static, (hidden, weight) = self._static, self._head

@@ -6,13 +6,9 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec, auto_axes
+from jax.sharding import AxisType, PartitionSpec
 
-
-def _explicit(operands: Any) -> bool:
-    """Whether the types of some operands include a sharding."""
-    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands))
-    return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
+from jaxloss._core import mapped
 
 
 def automatic(formula: Callable[..., Any], out: Any, *operands: Any) -> Any:
@@ -21,10 +17,8 @@ def automatic(formula: Callable[..., Any], out: Any, *operands: Any) -> Any:
     `out` has one entry for each result: None for a scalar, otherwise an operand with the result's
     leading axes.
     """
-    if not _explicit(operands):
-        return formula(*operands)
     specs = jax.tree.map(_leading, out, is_leaf=lambda x: x is None)
-    return auto_axes(formula, out_sharding=specs)(*operands)
+    return mapped.automatic(formula, specs, *operands)
 
 
 def _leading(like: Array | None) -> PartitionSpec:
@@ -43,7 +37,7 @@ def unpartitioned() -> bool:
 def groups(tokens: Array) -> int:
     """Over how many devices the first axis of the tokens is split, according to its type."""
     sharding = jax.typeof(tokens).sharding
-    if not _explicit(tokens) or not len(sharding.spec) or (names := sharding.spec[0]) is None:
+    if not mapped.explicit(tokens) or not len(sharding.spec) or (names := sharding.spec[0]) is None:
         return 1
     names = (names,) if isinstance(names, str) else names
     return math.prod(sharding.mesh.shape[name] for name in names)

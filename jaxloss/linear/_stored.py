@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxloss._core.mapped import alike
-from jaxloss.linear._head import Head, for_matmuls, head_gradients, in_dtypes
+from jaxloss.linear._head import (
+    Head,
+    for_matmuls,
+    gradients_of_rounded,
+    in_dtypes,
+    in_one_unit,
+)
 from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep, join_chunks, over_chunks, split_in_chunks
@@ -56,23 +62,23 @@ class StoredSweep:
             hidden, labels, a = tokens
             head = Head(hidden, weight)
             total, (g,), g_shared, losses = self.tokens.backward(need, (head,), labels, shared, a)
-            return (total, g_shared), (for_matmuls(g, head), losses)
+            return (total, g_shared), (*for_matmuls(g, head), losses)
 
         chunks = jax.tree.map(partial(split_in_chunks, self.chunk_size), tokens)
-        (total, g_shared), (g, losses) = _store(chunk, chunks)
-        hidden = chunks[0]
-        g_hidden, g_weight = head_gradients(
-            Head(hidden, weight), g, self.tokens.vocab_first, need.hidden[0], True
+        (total, g_shared), (g, units, losses) = _store(chunk, chunks)
+        hidden, whole = chunks[0], in_one_unit(g, units)
+        g_hidden, g_weight = gradients_of_rounded(
+            Head(hidden, weight), *whole, self.tokens.vocab_first, need.hidden[0], True
         )
         (g_hidden,) = in_dtypes([g_hidden], [hidden])
-        each = jax.tree.map(partial(join_chunks, len(tokens[0])), (g_hidden, losses))
+        each = jax.tree.map(partial(join_chunks, tokens[0].shape[0]), (g_hidden, losses))
         return (total, g_weight, g_shared), each
 
 
 def _store(body: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
     """Sum what `body` returns first; put what it returns second into arrays of all chunks."""
     first = jax.tree.map(lambda x: x[0], chunks)
-    count = len(jax.tree.leaves(chunks)[0])
+    count = jax.tree.leaves(chunks)[0].shape[0]
     sums, stored = jax.eval_shape(body, first)
     # XLA cannot partition an array that is not filled: each device would hold all of it.
     new = lax.empty if unpartitioned() else jnp.zeros

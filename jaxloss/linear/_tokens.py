@@ -141,7 +141,7 @@ def with_hidden(heads: Sequence[Head], hidden: Sequence[Array]) -> tuple[Head, .
 
 def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) -> tuple[Any, Any]:
     """Sum over chunks what `body` returns first; join what it returns second, one per token."""
-    n = len(jax.tree.leaves(tokens)[0])
+    n = jax.tree.leaves(tokens)[0].shape[0]
     chunks = jax.tree.map(partial(split_in_chunks, size), tokens)
     first = jax.tree.map(lambda x: x[0], chunks)
 
@@ -149,7 +149,7 @@ def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) ->
         more, each = body(chunk)
         return jax.tree.map(jnp.add, sums, more), each
 
-    if n <= size:
+    if isinstance(n, int) and n <= size:  # Exported, it may be a symbol.
         sums, each = body(first)
         return sums, jax.tree.map(lambda x: x[:n], each)
     types = jax.eval_shape(body, first)[0]
@@ -164,8 +164,8 @@ def split_in_chunks(size: int, x: Array) -> Array:
     The tokens of a chunk are equally spaced: where tokens are split over devices, each device then
     holds its part of every chunk.
     """
-    count = max(-(-len(x) // size), 1)
-    padded = jnp.pad(x, [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1))
+    count = max(-(-x.shape[0] // size), 1)
+    padded = jnp.pad(x, [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
     return padded.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)
 
 

@@ -65,7 +65,6 @@ class Static(NamedTuple):
 
     tokens: int
     local_vocab: int
-    total_classes: int  # on all devices
     vocab_first: bool
 
     @property
@@ -115,7 +114,7 @@ def gradients(
     block, x, pull = _block(refs, all_rows, j, static)
     columns = dict(zip(given, _columns(refs.slopes, all_rows, len(given)), strict=True))
     slopes = Slopes._make(map(columns.get, Slopes._fields))
-    g, g_class = block_gradient(x, block, slopes, static.total_classes)
+    g, g_class = block_gradient(x, block, slopes)
     g, g_bias, g_softcap = pull(g)
     by_head = partial(head_gradients, block.head, g, static.vocab_first)
     terms = by_head(False, out.weight is not None)[1], g_bias, g_softcap, g_class

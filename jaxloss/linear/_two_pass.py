@@ -29,8 +29,10 @@ class BlockStats(NamedTuple):
     top: Array  # the largest logit, clipped to finite numbers
     tail: Array  # sum of exp(x - top) over all classes except the label
     label: Array  # the label's logit, 0 if the label is in another block
-    smooth_gap: Array  # sum of k * (top - x), with the weights k of the smoothed loss
+    smooth_gap: Array  # sum of k * (top - x), with the weights k of the classes in the smoothed
+    # loss; here and below only of those that no logit of -inf excludes
     smooth_weight: Array  # sum of k
+    live: Array  # how many classes are not excluded, where there are k
 
 
 class RowStats(NamedTuple):
@@ -40,7 +42,8 @@ class RowStats(NamedTuple):
     tail: Array
     scale: Array  # 1 / sum of exp(x - top); NaN for a row without a loss
     log_rest: Array  # log-sum-exp of the logits, minus top
-    smooth_weight: Array
+    smooth_weight: Array  # the mean of k
+    share: Array  # 1 / the number of live classes
     terms: Terms
 
 
@@ -48,6 +51,8 @@ class Slopes(NamedTuple):
     """The factors of a row's gradient: the total's derivative by its logits is
 
         nll * (exp(x - top), but -tail at the label) + lse * exp(x - top) - smooth * k
+
+    where k is that of a live class.
 
     [N, 1]; None where no setting asks for it.
     """
@@ -75,7 +80,6 @@ class Vocabulary(NamedTuple):
     whole: Block
     settings: Settings
     vocab_first: bool
-    total_classes: int  # on all devices
 
     @property
     def vocab_axis(self) -> int:
@@ -104,14 +108,13 @@ def vocabulary(
 ) -> Vocabulary:
     (head,) = heads
     local_vocab = vocab_size(head, sweep.vocab_first)
-    classes = total_classes(local_vocab, sweep.class_axis)
     whole = Block(
         head,
         settings.bias,
-        _smooth_weights(settings, local_vocab, classes),
+        _smooth_weights(settings, local_vocab),
         local_labels(labels[:, None], local_vocab, sweep.class_axis),
     )
-    return Vocabulary(whole, settings, sweep.vocab_first, classes)
+    return Vocabulary(whole, settings, sweep.vocab_first)
 
 
 def total_and_gradients(
@@ -158,13 +161,13 @@ def _combined(
     return combined(terms, labels, of_class, smoothing, z_loss, axis)
 
 
-def _smooth_weights(settings: Settings, local_vocab: int, classes: int) -> Array | None:
+def _smooth_weights(settings: Settings, local_vocab: int) -> Array | None:
     """k, the weights of this device's classes in the smoothed loss."""
     if settings.smoothing is None:
         return None
     if settings.class_weights is None:
-        return jnp.full(local_vocab, 1 / classes, settings.smoothing.dtype)
-    return settings.class_weights / classes
+        return jnp.ones(local_vocab, settings.smoothing.dtype)
+    return settings.class_weights
 
 
 def added(total: Array | None, term: Array | None) -> Array | None:
@@ -181,7 +184,7 @@ def logits(block: Block, softcap: Array | None, vocab_first: bool) -> tuple[Arra
 
 def no_classes(like: Array) -> BlockStats:
     """The statistics of no classes, to start from."""
-    return BlockStats(like - largest(like.dtype), like, like, like, like)
+    return BlockStats(like - largest(like.dtype), like, like, like, like, like)
 
 
 def block_stats(x: Array, block: Block, label: Array) -> BlockStats:
@@ -189,16 +192,18 @@ def block_stats(x: Array, block: Block, label: Array) -> BlockStats:
     big, eps = largest(x.dtype), float(jnp.finfo(x.dtype).eps)
     top = jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
     inside = (block.labels >= 0) & (block.labels < x.shape[1])
-    smooth_gap = smooth_weight = jnp.zeros_like(top)
+    smooth_gap = smooth_weight = live = jnp.zeros_like(top)
     if block.smooth_weights is not None:
-        k = block.smooth_weights[None]
+        each = x > -jnp.inf
+        k = jnp.where(each, block.smooth_weights[None], 0)
+        live = live + jnp.sum(each.astype(x.dtype), 1, keepdims=True)
         # Scaled by a power of two, an infinite gap becomes a finite number: times zero it is zero.
         gaps = jnp.minimum((top - x) * eps, big)
         smooth_gap = jnp.sum(gaps * k, 1, keepdims=True) / eps
         smooth_weight = smooth_weight + jnp.sum(k, 1, keepdims=True)
     e = jnp.exp(jnp.minimum(x - top, 0))
     tail = jnp.sum(e * other_class(block.labels, x, 1), 1, keepdims=True)
-    return BlockStats(top, tail, jnp.where(inside, label, 0), smooth_gap, smooth_weight)
+    return BlockStats(top, tail, jnp.where(inside, label, 0), smooth_gap, smooth_weight, live)
 
 
 def label_logit(x: Array, block: Block) -> Array:
@@ -228,18 +233,18 @@ def _over_devices(stats: BlockStats, axis: ClassAxis) -> BlockStats:
     return BlockStats(stats.top, *(lax.psum(x, axis.axis_name) for x in stats[1:]))
 
 
-def block_gradient(
-    x: Array, block: Block, slopes: Slopes, classes: int
-) -> tuple[Array, Array | None]:
-    """By the logits `x` of a block, of `classes` in all; and by their weights `classes * k`."""
+def block_gradient(x: Array, block: Block, slopes: Slopes) -> tuple[Array, Array | None]:
+    """By the logits `x` of a block; and by their weights k."""
     e = jnp.exp(jnp.minimum(x - slopes.top, 0))
     g = slopes.nll * jnp.where(is_label(block.labels, x, 1), -slopes.tail, e)
     if slopes.lse is not None:
         g = g + slopes.lse * e
     if slopes.smooth is None or slopes.log_rest is None or block.smooth_weights is None:
         return g, None
-    g_class = jnp.sum(times(slopes.smooth, (slopes.top - x) + slopes.log_rest), 0) / classes
-    return g - slopes.smooth * block.smooth_weights[None], g_class
+    live = x > -jnp.inf
+    nll = times(slopes.smooth, (slopes.top - x) + slopes.log_rest)
+    k = jnp.where(live, block.smooth_weights[None], 0)
+    return g - slopes.smooth * k, jnp.sum(jnp.where(live, nll, 0), 0)
 
 
 # A row.
@@ -253,9 +258,11 @@ def _of_row(stats: BlockStats, labels: Array, classes: int) -> RowStats:
     nll = nan_unless(valid, log_rest + gap)
     weight = jnp.maximum(stats.tail + e_label, float(jnp.finfo(stats.top.dtype).tiny))
     scale = nan_unless(~jnp.isnan(nll), 1 / weight)
-    smooth = stats.smooth_gap + stats.smooth_weight * log_rest
+    share = 1 / jnp.maximum(stats.live, 1)
+    smooth_weight = share * stats.smooth_weight
+    smooth = share * stats.smooth_gap + smooth_weight * log_rest
     terms = Terms(nll, smooth, stats.top + log_rest)
-    return RowStats(stats.top, stats.tail, scale, log_rest, stats.smooth_weight, terms)
+    return RowStats(stats.top, stats.tail, scale, log_rest, smooth_weight, share, terms)
 
 
 def _slopes(row: RowStats, d: Terms, settings: Settings) -> Slopes:
@@ -268,6 +275,6 @@ def _slopes(row: RowStats, d: Terms, settings: Settings) -> Slopes:
         row.tail,
         row.scale * d.nll,
         row.scale * (d.lse + row.smooth_weight * d.smooth) if lse else None,
-        d.smooth if smooth else None,
+        row.share * d.smooth if smooth else None,
         row.log_rest if smooth else None,
     )

@@ -15,7 +15,7 @@ from jax import Array, lax
 from jaxloss._core.mapped import alike
 from jaxloss.linear import _two_pass
 from jaxloss.linear._formulas import Settings
-from jaxloss.linear._head import Head, head_gradients
+from jaxloss.linear._head import Head, head_gradients, kept_dtype
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._two_pass import (
@@ -69,7 +69,7 @@ class VocabPasses(NamedTuple):
 
         def write(start: Any, width: int, out: Gradients) -> Gradients:
             block, x, pull = self._block(start, width)
-            g, g_class = block_gradient(x, block, slopes, v.total_classes)
+            g, g_class = block_gradient(x, block, slopes)
             g_x, g_bias, g_softcap = pull(g)
             g_hidden, g_weight = head_gradients(
                 block.head, g_x, v.vocab_first, need.hidden[0], need.weight[0]
@@ -99,7 +99,8 @@ class VocabPasses(NamedTuple):
             class_weights=zeros(need.shared.class_weights, settings.class_weights),
         )
         g_hidden = zeros(need.hidden[0], head.hidden, dtype)
-        return Gradients((g_hidden,), (zeros(need.weight[0], head.weight),), shared, None)
+        g_weight = zeros(need.weight[0], head.weight, kept_dtype(head.weight.dtype))
+        return Gradients((g_hidden,), (g_weight,), shared, None)
 
     def _block(self, start: Any, width: int) -> tuple[Block, Array, Callable[..., Any]]:
         """Some classes, their logits and the pullback of those."""

@@ -8,6 +8,7 @@ from jax import lax
 
 from aot import hlo, targets
 from tests.aot import TARGETS
+from tests.programs import as_users
 
 Shape = jax.ShapeDtypeStruct
 
@@ -16,7 +17,7 @@ def test_reads_a_loop_as_often_as_it_runs():
     def program(x, w):
         return lax.scan(lambda sums, row: (sums + jnp.tanh(row @ w), None), jnp.zeros((8, 64)), x)
 
-    compiled = jax.jit(program).lower(jnp.zeros((5, 8, 32)), jnp.zeros((32, 64))).compile()
+    compiled = as_users(program).lower(jnp.zeros((5, 8, 32)), jnp.zeros((32, 64))).compile()
     assert hlo.Program(compiled.as_text()).total(lambda k: sum(k.matmuls)) == 5 * 2 * 8 * 32 * 64
 
 

@@ -31,6 +31,7 @@ def plain_bytes(n, _, v):
     return 6 * n * v
 
 
+@pytest.mark.slow
 @EVERY_TARGET
 @pytest.mark.parametrize(
     ("model", "implementation", "share"),
@@ -50,6 +51,7 @@ def test_memory_of_a_large_head(name, model, implementation, share):
     assert row["matmul_flops"] == 2 * n * d * v * {"tokens": 3, "vocab": 4}[implementation]
 
 
+@pytest.mark.slow
 @TARGETS
 def test_memory_of_the_plain_program(name):
     """Which is what the shares above are of."""
@@ -59,6 +61,7 @@ def test_memory_of_the_plain_program(name):
     assert plain <= row["temporary_bytes"] <= 1.01 * plain
 
 
+@pytest.mark.slow
 @TARGETS
 def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     """Nor does the gradient of the weight travel more than once."""
@@ -68,6 +71,7 @@ def test_tokens_split_over_devices_take_no_more_than_on_one(name):
     assert row["collectives"] == "2 all-reduce"
 
 
+@pytest.mark.slow
 @EVERY_TARGET
 def test_memory_of_ctc_is_less_than_the_logits(name):
     """Two numbers for a state and two for a label of each frame; nothing is padded to tiles."""
@@ -115,6 +119,7 @@ def test_a_chunk_on_a_gpu_is_three_matmuls_and_three_sweeps(name):
     assert all(logits // 2 in k.reads and logits not in k.reads for k in last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [target("v5e")])
 def test_a_chunk_on_a_tpu_is_three_matmuls_and_one_sweep(name):
     """The first matmul finds the maximum, and the others form the gradient as they read."""
@@ -179,6 +184,7 @@ def consumed(loss):
 @TARGETS
 @pytest.mark.parametrize("loss", LOOKS)
 @pytest.mark.parametrize("use", [returned, consumed])
+@pytest.mark.few(9)
 def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
     of, looks = LOOKS[loss]
     if (name, loss, use) == ("h100", "softmax_cross_entropy", consumed):

@@ -6,6 +6,7 @@ from tests.cases import (
     contrastive,
     direction,
     divergence,
+    experts,
     fenchel_young,
     focal,
     likelihood,
@@ -13,6 +14,8 @@ from tests.cases import (
     margin,
     metric,
     overlap,
+    policy,
+    preference,
     ranking,
     regression,
     sequence,
@@ -36,7 +39,16 @@ FAMILIES = (
     ranking,
     sequence,
     linear,
+    preference,
+    policy,
+    experts,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
 FIRST_ROWS: list[Case] = list({case.function: case for case in reversed(CASES)}.values())
+# One row of each kind: enough for what the shared pieces do for all losses of a family.
+FIRST_OF_EACH_KIND: list[Case] = [
+    next(case for case in family.CASES if case.integer == integer)
+    for family in FAMILIES
+    for integer in sorted({case.integer for case in family.CASES})
+]

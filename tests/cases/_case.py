@@ -8,7 +8,7 @@ has each term of its value differentiated.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,8 @@ class Case:
     hessian: Callable[[Row, Any, int, int], Terms] | None = None
     target_gradient: Callable[[Row, Any, int], Terms] | None = None
     ulps: float = 4
+    # The function of which this is another name, or a thin variant.
+    same_formula_as: str | None = None
     # The function in optax of which this is a drop-in replacement, if optax is right.
     optax: Callable[..., Any] | None = None
     model: Model | None = None
@@ -92,6 +94,9 @@ class Case:
     def function(self) -> str:
         """The public name; a row's own name also has its settings, in brackets."""
         return self.name.split("(")[0]
+
+    def variant_of(self, function: str) -> "Case":
+        return replace(self, same_formula_as=function)
 
     @property
     def elementwise(self) -> bool:

@@ -118,7 +118,7 @@ CASES = [
         "safe_softmax_cross_entropy",
         jaxloss.safe_softmax_cross_entropy,
         optax_fn=optax.safe_softmax_cross_entropy,
-    ),
+    ).variant_of("softmax_cross_entropy"),
     Case(
         name="categorical_cross_entropy",
         fn=jaxloss.categorical_cross_entropy,

@@ -189,7 +189,7 @@ CASES = [
         optax=optax.losses.kl_divergence_with_log_targets,
     ),
     _generalized_case(jaxloss.generalized_kl_divergence),
-    _generalized_case(jaxloss.convex_kl_divergence),
+    _generalized_case(jaxloss.convex_kl_divergence).variant_of("generalized_kl_divergence"),
     Case(
         name="js_divergence",
         fn=jaxloss.js_divergence,

@@ -20,7 +20,7 @@ from tests.cases._softmax import (
 )
 
 
-def _sigmoid_case(name, power=2.0, balance=None, optax_fn=None, **options) -> Case:
+def _sigmoid_case(name, power=2.0, balance=None, optax_fn=None, ulps=4, **options) -> Case:
     g = mpf(power)
 
     def parts(x, z):
@@ -103,6 +103,7 @@ def _sigmoid_case(name, power=2.0, balance=None, optax_fn=None, **options) -> Ca
         targets="probability",
         points=LOGIT_POINTS,
         size=None,
+        ulps=ulps,
         optax=optax_fn,
     )
 
@@ -228,7 +229,8 @@ def _generalized_case(power) -> Case:
 CASES = [
     _sigmoid_case("sigmoid_focal_loss", optax_fn=optax.losses.sigmoid_focal_loss),
     _sigmoid_case("sigmoid_focal_loss(gamma=0)", 0.0, gamma=0.0),
-    _sigmoid_case("sigmoid_focal_loss(gamma=0.5)", 0.5, gamma=0.5),
+    # Its curvature sums products of up to six rounded factors, and reaches 4.03.
+    _sigmoid_case("sigmoid_focal_loss(gamma=0.5)", 0.5, gamma=0.5, ulps=8),
     _sigmoid_case("sigmoid_focal_loss(gamma=5, alpha=0.25)", 5.0, 0.25, gamma=5.0, alpha=0.25),
     _softmax_case(2.0),
     _softmax_case(0.5, gamma=0.5),

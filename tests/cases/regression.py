@@ -17,6 +17,19 @@ def _huber(error, delta):
     return error**2 / 2 if size <= delta else delta * (size - delta / 2)
 
 
+def _wing(error, width, curvature):
+    size = abs(error)
+    if size < width:
+        return [width * mp.log1p(size / curvature)]
+    return [size, -width, width * mp.log1p(width / curvature)]
+
+
+def _naive_wing(error, width, curvature):
+    size = jnp.abs(error)
+    beyond = size - (width - width * np.log1p(width / curvature))
+    return jnp.where(size < width, width * jnp.log1p(size / curvature), beyond)
+
+
 def _quantile_case(q) -> Case:
     return row(
         f"quantile_loss({q})",
@@ -69,6 +82,18 @@ CASES = [
         lambda p, t: optax.losses.huber_loss(p, t, delta=2.5),
         lambda p, t: [_huber(p - t, mpf(2.5))],
         optax=partial(optax.losses.huber_loss, delta=2.5),
+    ),
+    row(
+        "wing_loss",
+        jaxloss.wing_loss,
+        lambda p, t: _naive_wing(p - t, 10.0, 2.0),
+        lambda p, t: _wing(p - t, mpf(10), mpf(2)),
+    ),
+    row(
+        "wing_loss(width=0.5, curvature=0.125)",
+        partial(jaxloss.wing_loss, width=0.5, curvature=0.125),
+        lambda p, t: _naive_wing(p - t, 0.5, 0.125),
+        lambda p, t: _wing(p - t, mpf(0.5), mpf(0.125)),
     ),
     row(
         "log_cosh",

@@ -1,6 +1,7 @@
 """Cosines of vectors of any scale, of zeros, and of vectors that are almost parallel."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def test_cosine_of_any_scale(scale):  # optax: inf at 1e-25, 0 at 1e20
 @pytest.mark.parametrize(
     ("fn", "sign"), [(jaxloss.cosine_similarity, 1), (jaxloss.cosine_distance, -1)]
 )
-@pytest.mark.parametrize("beside", [1, 0])  # A row of zeros is what no shortcut does for.
+@pytest.mark.parametrize("beside", [1, 0])  # Of a row of zeros the scale is never skipped.
 @pytest.mark.parametrize("scale", SCALES)
 def test_gradient_of_cosine_of_any_scale(scale, beside, fn, sign):
     """Also of rows beside those of another scale; and of targets of another scale."""
@@ -49,14 +50,21 @@ def test_cosine_of_half_precision():  # optax: 0
     np.testing.assert_allclose(jaxloss.cosine_similarity(v, v), 1, rtol=1e-6)
 
 
-def test_cosine_of_a_zero_vector():  # optax, and Keras's gradient: NaN
+@pytest.mark.parametrize("epsilon", [0.0, 1e-14, 1e-6])
+@pytest.mark.parametrize(
+    ("fn", "value"), [(jaxloss.cosine_similarity, 0), (jaxloss.cosine_distance, 1)]
+)
+@pytest.mark.few(2)
+def test_cosine_of_a_zero_vector(fn, value, epsilon):  # optax, and Keras's gradient: NaN
     zero, v = jnp.zeros(3), f32(1, 2, 2)
-    assert jaxloss.cosine_similarity(zero, v) == 0 and jaxloss.cosine_distance(zero, v) == 1
-    for argnum in (0, 1):
-        gradient = jax.grad(jaxloss.cosine_similarity, argnum)
-        np.testing.assert_array_equal(gradient(zero, zero), 0)
-        np.testing.assert_array_equal(jax.jacfwd(gradient)(zero, zero), 0)
-    np.testing.assert_array_equal(jax.grad(jaxloss.cosine_similarity)(zero, v), 0)
+    fn = partial(fn, epsilon=epsilon)
+    for p, t in ((zero, v), (v, zero), (zero, zero)):
+        assert fn(p, t) == value
+        for argnum in (0, 1):
+            gradient = jax.grad(fn, argnum)
+            if (p, t)[argnum] is zero:
+                np.testing.assert_array_equal(gradient(p, t), 0)
+                np.testing.assert_array_equal(jax.jacfwd(gradient)(zero, zero), 0)
 
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-6])
@@ -78,3 +86,7 @@ def test_cosine_floor():
     v = f32(3e-4, 4e-4)
     np.testing.assert_allclose(jaxloss.cosine_similarity(v, v, epsilon=1e-6), 0.25, rtol=1e-6)
     assert jaxloss.cosine_similarity(jnp.zeros(2), v, epsilon=1e-6) == 0
+    # Below a floor, vectors of one direction are apart by what they are short of.
+    for other, share in ((v, 0.78125), (2 * v, 0.78125**0.5)):
+        got = jaxloss.cosine_distance(v, other, epsilon=3.2e-7)
+        np.testing.assert_allclose(got, 1 - share, rtol=1e-6)

@@ -59,6 +59,21 @@ def test_negative_targets_are_nan():
         assert np.isnan(loss) and np.any(np.isnan(gradient))
 
 
+@pytest.mark.parametrize("n", [10, 1000])
+@pytest.mark.parametrize("bad", [-0.5, -1e-30, np.nan])
+@pytest.mark.parametrize("fn", KL)
+def test_a_bad_target_is_loud_in_its_own_row(fn, bad, n):
+    """Also in a long row, whose sum of a CPU drops NaN in minima and maxima."""
+    t = jax.nn.softmax(jax.random.normal(jax.random.key(0), (64, n)))
+    log_p = jnp.log(t)
+    t = t.at[5, 1].set(bad)
+    run = jax.jit(jax.vmap(jax.value_and_grad(fn)))
+    for batched in (run, jax.jit(lambda x, t: (fn(x, t), jax.grad(lambda x: fn(x, t).sum())(x)))):
+        loss, gradient = batched(log_p, t)
+        np.testing.assert_array_equal(np.isnan(loss), np.arange(64) == 5)
+        np.testing.assert_array_equal(np.any(np.isnan(gradient), 1), np.arange(64) == 5)
+
+
 @pytest.mark.parametrize("gap", [1e-2, 1e-4])
 def test_close_distributions_keep_their_digits(gap):
     """JS is the square of the difference, which p log p terms of order one would drown."""
@@ -76,6 +91,17 @@ def test_distillation_of_a_sure_teacher_and_student():
     kl = q * np.log(q / p) + (1 - q) * (np.log1p(-q) - np.log1p(-p))
     np.testing.assert_allclose(loss, kl, rtol=1e-5)
     np.testing.assert_allclose(gradient, [q - p, p - q], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 1000])
+def test_distillation_of_students_that_almost_agree(n):
+    """The square of the difference, not lost beside the entropies."""
+    y, d = np.random.default_rng(0).normal(size=(2, n)).astype(np.float32)
+    x = np.float32(y + 1e-3 * d)
+    p, q = (np.exp(a - a.max()) for a in (np.float64(x), np.float64(y)))
+    p, q = p / p.sum(), q / q.sum()
+    exact = np.sum(q * np.log(q / p))
+    np.testing.assert_allclose(jax.jit(jaxloss.distillation_loss)(x, y), exact, rtol=1e-3)
 
 
 def test_distillation_of_excluded_classes():

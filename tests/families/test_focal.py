@@ -11,7 +11,7 @@ from mpmath import mp, mpf
 import jaxloss
 from jaxloss._families.focal import bounded_nll
 from tests.cases._exact import ulps
-from tests.test_transforms import close, quick, rng
+from tests.test_transforms import close, rng
 
 gce = jaxloss.generalized_cross_entropy
 ce = jaxloss.softmax_cross_entropy_with_integer_labels
@@ -37,7 +37,7 @@ def test_derivatives_by_q(order, x64):
         fn = bounded_nll
         for _ in range(order):
             fn = jax.grad(fn, 1)
-        got = quick(jax.vmap(fn))(*(a.astype(dtype) for a in grid))
+        got = jax.jit(jax.vmap(fn))(*(a.astype(dtype) for a in grid))
     for n, p, value in zip(*grid, np.asarray(got), strict=True):
         exact = (-1) ** order * moment(float(n), float(p), order)
         # exp(-q n) amplifies the rounding of its argument.
@@ -45,7 +45,7 @@ def test_derivatives_by_q(order, x64):
 
 
 def test_limits():
-    run = quick(lambda q: (gce(X, Y, q=q), jax.grad(lambda x: gce(x, Y, q=q).sum())(X)))
+    run = jax.jit(lambda q: (gce(X, Y, q=q), jax.grad(lambda x: gce(x, Y, q=q).sum())(X)))
     want = jax.value_and_grad(lambda x: ce(x, Y).sum())(X)[1]
     for q in (0.0, 1e-30, 1e-9):
         close(run(q), (ce(X, Y), want), 1e-6, 1e-7)

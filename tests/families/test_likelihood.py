@@ -26,7 +26,16 @@ def test_poisson_at_the_edges():
     assert rate(0.0, 0) == 0 and rate(0.0, 1) == np.inf
     assert jax.grad(rate)(0.0, 0.0) == 1
     assert np.isnan(rate(-1.0, 0)) and np.isnan(jax.grad(rate)(-1.0, 0.0))
+    assert rate(np.inf, 0) == np.inf and rate(np.inf, 2) == np.inf
     assert jaxloss.poisson_nll(-np.inf, 0) == 0 and jaxloss.poisson_nll(-np.inf, 2) == np.inf
+    assert jaxloss.poisson_nll(np.inf, 2) == np.inf
+
+
+def test_poisson_overflows_where_the_loss_does():
+    both = jax.value_and_grad(jaxloss.poisson_nll)
+    for f in (jaxloss.poisson_nll, lambda x, t: both(x, t)[0]):
+        assert f(100.0, 1e37) == np.inf
+        np.testing.assert_allclose(f(89.0, 3e36), math.exp(89) - 3e36 * 89, rtol=1e-6)
 
 
 def test_gaussian_density_integrates_to_one():
@@ -40,6 +49,10 @@ def test_gaussian_variance():
     np.testing.assert_allclose(nll(1e30, 1e20), math.log(1e30) / 2 + 5e9, rtol=1e-6)
     assert np.isnan(nll(-1.0, 1.0)) and np.isnan(jax.grad(nll)(-1.0, 1.0))
     assert jax.grad(nll)(4.0, 2.0) == 0  # Least where it is the squared error.
+    # The limits.
+    assert jax.value_and_grad(nll, (0, 1))(0.0, 2.0) == (np.inf, (-np.inf, np.inf))
+    assert jax.value_and_grad(nll)(0.0, 0.0) == (-np.inf, np.inf)
+    assert nll(np.inf, 1.0) == np.inf
 
 
 @given(st.floats(-5, 5, width=32), st.floats(0.125, 20, width=32))

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 import jaxloss
+from tests.cases import CASES
 
 f32 = lambda *v: jnp.array(v, jnp.float32)
 
@@ -26,6 +28,24 @@ def test_kinks_have_the_mean_of_their_sides(fn, kink, slope):
 def test_smooth_corners():
     for x, second in ((1.0, 1.0), (0.5, 2.0), (1.5, 0.0)):
         assert jax.grad(jax.grad(jaxloss.squared_hinge_loss))(x, 1.0) == second
+
+
+OF_SIGNS = [case for case in CASES if case.targets == "sign"]
+
+
+@pytest.mark.parametrize("case", OF_SIGNS, ids=str)
+@pytest.mark.parametrize("bad", [0.0, 0.5, jnp.nan, 2.0])
+def test_targets_that_are_no_signs_are_reported(case, bad):
+    x, t = f32(0.5, 2.0, -1.0), f32(1, bad, -1)
+    total = lambda x, t: jnp.sum(case.fn(x, t))
+    for f in (case.fn, jax.grad(total), jax.grad(total, 1)):
+        checked = checkify.checkify(jax.jit(f))
+        assert checked(x, f32(1, -1, -1))[0].get() is None
+        assert "targets must be -1 or 1, but reach" in checked(x, t)[0].get()
+    masked = checkify.checkify(lambda x, t, where: case.fn(x, t, where=where))
+    assert masked(x, t, jnp.array([True, False, True]))[0].get() is None
+    assert masked(x, t, jnp.array([False, True, True]))[0].get()
+    assert "-1 or 1" in checkify.checkify(case.fn)(x, jnp.array([True, False, True]))[0].get()
 
 
 def test_shapes_do_not_spread():  # optax: silently (2, 2)

@@ -1,5 +1,6 @@
 """Overlap losses: agreement with optax over its options and shapes, masks, limits, identities."""
 
+import inspect
 import re
 from functools import partial
 
@@ -18,8 +19,9 @@ import jaxloss
 from jaxloss import Loss
 from jaxloss._families.overlap import Outcomes, _rarity, outcomes, share
 from tests.cases._exact import ulps
+from tests.programs import as_users
 from tests.test_properties import close as nearly
-from tests.test_transforms import close, quick, rng
+from tests.test_transforms import close, rng
 
 dice, binary = jaxloss.dice_loss, jaxloss.binary_dice_loss
 generalized = jaxloss.multiclass_generalized_dice_loss
@@ -43,7 +45,7 @@ def with_gradients(fn):
         gradients, losses = jax.grad(total, (0, 1), has_aux=True)(x, t)
         return losses, gradients
 
-    return quick(run)
+    return jax.jit(run)
 
 
 def agree(ours, theirs, x, t):
@@ -69,6 +71,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.few(4)
 def test_agrees_with_optax(options):
     agree(partial(dice, **options), partial(optax.losses.dice_loss, **options), X, SOFT)
 
@@ -97,6 +100,7 @@ def test_agrees_with_optax_on_one_class(shape):
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_binary_agrees_with_optax(x_shape, t_shape):
     x, t = X.ravel()[: np.prod(x_shape)], SOFT.ravel()[: np.prod(t_shape)]
     x, t = x.reshape(x_shape), t.reshape(t_shape)
@@ -111,7 +115,7 @@ def test_generalized_agrees_with_optax(options, present):
     theirs = partial(optax.losses.multiclass_generalized_dice_loss, **options)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         want = jax.jit(jax.value_and_grad(theirs))(X, t)
-    close(quick(jax.value_and_grad(ours))(X, t), want, 1e-5, 1e-7)
+    close(jax.jit(jax.value_and_grad(ours))(X, t), want, 1e-5, 1e-7)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["", "jit"])
@@ -133,10 +137,33 @@ def test_sums_of_probabilities_are_reported_by_checkify_only():
     checked = checkify.checkify(fn)
     for good in (P, P.astype(jnp.bfloat16), P.astype(np.float16)):
         assert checked(good, T)[0].get() is None
-    assert re.search("sum to one, but sums reach from 0.(5|4999)", checked(halved, T)[0].get())
+    message = checked(halved, T)[0].get()
+    assert re.search("sum to one, .* but sums reach from 0.(5|4999)", message)
     live = np.array([True, False])[:, None, None]
     masked = checkify.checkify(jax.jit(partial(dice, apply_softmax=False, where=live)))
     assert masked(np.where(live[..., None], P, np.nan), T)[0].get() is None
+
+
+OF_PROBABILITIES = [
+    fn
+    for fn in (getattr(jaxloss, name) for name in jaxloss.__all__)
+    if "apply_softmax" in inspect.signature(fn).parameters
+]
+
+
+@pytest.mark.parametrize("fn", OF_PROBABILITIES, ids=lambda fn: fn.__name__)
+def test_classes_that_overlap_are_not_reported(fn):
+    """A sigmoid's: each class of a pixel is there or not, whatever the others are."""
+    p = 1 / (1 + np.exp(-X))
+    several = rng().integers(0, 2, SHAPE).astype(np.float32)
+    checked = checkify.checkify(jax.jit(partial(fn, apply_softmax=False)))
+    assert checked(p, several)[0].get() is None
+    assert "sum to one" in checked(p, T)[0].get()
+    # What is masked says nothing of what is meant.
+    live = np.array([True, False])[:, None, None]
+    mixed = np.where(live[..., None], T, several)
+    masked = checkify.checkify(jax.jit(partial(fn, apply_softmax=False, where=live)))
+    assert "sum to one" in masked(p, mixed)[0].get()
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, np.nan, np.inf])
@@ -166,7 +193,7 @@ def test_nothing_there_and_nothing_found():
     fn = lambda p, t, s: binary(p, t, apply_sigmoid=False, smooth=s)[0]
     assert fn(x, t, 0.0) == 0 and fn(x, t, 1.0) == 0
     for derivative in (jax.grad, jax.jacfwd, jax.hessian):
-        for block in jax.tree.leaves(quick(derivative(fn, (0, 1, 2)))(x, t, 0.0)):
+        for block in jax.tree.leaves(jax.jit(derivative(fn, (0, 1, 2)))(x, t, 0.0)):
             np.testing.assert_array_equal(block, 0)
     assert fn(x.at[0, 0].set(1e-6), t, 0.0) == 1
     assert fn(x, t.at[0, 0].set(1), 0.0) == 1
@@ -227,6 +254,7 @@ def test_a_big_image():
     ids=["dice", "generalized", "probabilities"],
 )
 @pytest.mark.parametrize("classes", [3, 1])
+@pytest.mark.few(3)
 def test_masked_pixels_change_nothing(fn, classes):
     shape = (2, 4, classes)
     x, t = rng().uniform(0.1, 0.9, size=(2, *shape)).astype(np.float32)
@@ -238,7 +266,7 @@ def test_masked_pixels_change_nothing(fn, classes):
         tangents = jax.jvp(gradients, (x, t), (jnp.ones_like(x), jnp.ones_like(t)))[1]
         return fn(x, t, where=where), gradients(x, t), tangents, jax.hessian(total)(x, t)
 
-    run = quick(everything)
+    run = jax.jit(everything)
     clean = run(x, t, live)
     assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(clean))
     for gradient in clean[1]:
@@ -248,7 +276,7 @@ def test_masked_pixels_change_nothing(fn, classes):
         bad = [np.where(live[..., None], a, np.float32(poison)) for a in (x, t)]
         jax.tree.map(np.testing.assert_array_equal, run(*bad, live), clean)
     for where in (live[..., None], np.broadcast_to(live[..., None], shape)):
-        np.testing.assert_array_equal(quick(partial(fn, where=where))(*bad), clean[0])
+        np.testing.assert_array_equal(jax.jit(partial(fn, where=where))(*bad), clean[0])
 
 
 def test_a_mask_is_removing_pixels():
@@ -347,8 +375,17 @@ def test_in_a_loss():
     np.testing.assert_allclose(
         Loss(dice, "none")(X, t, class_where=pixels), dice(X, t, where=pixels), rtol=1e-6
     )
-    with pytest.raises(ValueError, match="scalar for a batch"):
-        Loss(generalized)(X, t)
+    assert Loss(generalized)(X, t) == generalized(X, t)
+    with pytest.raises(ValueError, match="already reduced"):
+        Loss(generalized)(X, t, weights=jnp.ones(2))
+
+
+def test_generalized_mean_is_of_images_with_a_pixel():
+    pixels = np.ones(SHAPE[:-1], bool)
+    pixels[0] = False
+    np.testing.assert_allclose(
+        generalized(X, T, where=pixels), generalized(X[1:], T[1:]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,6 +420,6 @@ def test_wrong_arguments(error, message, call):
 def test_memory():
     """One derivative for the probabilities and their complements: two took 5.1 images."""
     image = jax.ShapeDtypeStruct((4, 128, 128, 8), jnp.float32)
-    step = jax.jit(jax.value_and_grad(lambda x, t: jnp.sum(dice(x, t))))
+    step = as_users(jax.value_and_grad(lambda x, t: jnp.sum(dice(x, t))))
     used = step.lower(image, image).compile().memory_analysis().temp_size_in_bytes
     assert used < 5 * image.size * 4

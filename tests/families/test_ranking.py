@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxloss
+from tests.programs import as_users
 from tests.test_checks import B, F, I, fails, struct
 from tests.test_properties import close as nearly
-from tests.test_transforms import close, quick, rng
+from tests.test_transforms import close, rng
 
 inf, nan = np.inf, np.nan
 softmax, logistic, hinge = (
@@ -49,7 +50,7 @@ def swept(fn, *args):
         losses = fn(*args)
         return jnp.sum(losses), losses
 
-    gradients, losses = quick(jax.grad(total, range(len(args)), has_aux=True))(*args)
+    gradients, losses = jax.jit(jax.grad(total, range(len(args)), has_aux=True))(*args)
     return losses, gradients
 
 
@@ -91,6 +92,7 @@ OPTIONS = [{}, {"where"}, {"weights"}, {"where", "weights"}]
 
 @pytest.mark.parametrize("names", OPTIONS, ids=lambda names: "+".join(sorted(names)) or "plain")
 @pytest.mark.parametrize("reduce_fn", [jnp.mean, jnp.sum, jnp.max, None])
+@pytest.mark.few(3)
 def test_softmax_is_that_of_optax(names, reduce_fn):
     scores, labels, weights, live, _ = batch(4, 5)
     live[1] = False  # A list that does not count.
@@ -129,7 +131,7 @@ def test_no_list_at_all():
         for shape, live in (((4, 5), False), ((0, 5), None)):
             fn = partial(softmax, where=live, segments=segments)
             args = scores[: shape[0]], labels[: shape[0]]
-            loss, gradients = quick(jax.value_and_grad(fn, (0, 1)))(*args)
+            loss, gradients = jax.jit(jax.value_and_grad(fn, (0, 1)))(*args)
             assert loss == 0
             for gradient in gradients:
                 np.testing.assert_array_equal(gradient, np.zeros(shape))
@@ -137,6 +139,7 @@ def test_no_list_at_all():
 
 @EVERY
 @pytest.mark.parametrize("poison", [nan, inf, -inf])
+@pytest.mark.few(3)
 def test_derivatives_at_masked_items(fn, poison):
     """optax's gradient by weights, and rax's by scores, are NaN."""
     scores, labels, weights, live, lists = batch(3, 6)
@@ -171,6 +174,7 @@ def test_masking_is_removing(fn):
 
 @EVERY
 @pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.few(1)
 def test_segments_are_separate_lists(fn, chunk_size):
     if chunk_size is not None:
         if fn is unreduced:
@@ -192,7 +196,7 @@ def test_segments_are_separate_lists(fn, chunk_size):
         renamed = np.array(numbers)[lists + 1].astype(np.int32 if numbers[1] else np.uint8)
         close(swept(partial(together, segments=renamed), scores, weights), got, 0, 0)
     by_scores = [lambda s, f=f: f(s, weights).sum() for f in (together, separately)]
-    close(*(quick(jax.hessian(f))(scores) for f in by_scores))
+    close(*(jax.jit(jax.hessian(f))(scores) for f in by_scores))
 
 
 def test_packed_lists_have_the_mean_of_padded_ones():
@@ -233,6 +237,7 @@ def test_a_nan_in_a_list_without_pairs(fn):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 31, 100])
+@pytest.mark.few(2)
 def test_padding_is_never_counted(n):
     """Of scores of zero the losses count the pairs."""
     labels = np.arange(n)[::-1][None] // 2
@@ -244,6 +249,7 @@ def test_padding_is_never_counted(n):
 
 
 @PAIRWISE
+@pytest.mark.few(1)
 def test_chunks_change_nothing(fn):
     scores, labels, weights, live, lists = batch(2, 3, 23)
 
@@ -258,7 +264,7 @@ def test_chunks_change_nothing(fn):
             tangent = jax.jvp(lambda s: of(s, w), (s,), (v,))[1]
             return tangent, jax.jvp(by_scores, (s,), (v,))[1], mapped
 
-        return swept(of, scores, weights), quick(several)(scores, weights, scores)
+        return swept(of, scores, weights), jax.jit(several)(scores, weights, scores)
 
     want = run(None)
     for chunk_size in (1, 7):
@@ -267,7 +273,7 @@ def test_chunks_change_nothing(fn):
 
 def temporaries(step, *shapes):
     args = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    return jax.jit(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return as_users(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 ROWS = ((8, 2000), jnp.float32)
@@ -277,6 +283,7 @@ ROWS = ((8, 2000), jnp.float32)
 @pytest.mark.parametrize(
     "options", [{}, {"where": B, "segments": I, "weights": F}], ids=["", "all"]
 )
+@pytest.mark.few(1)
 def test_memory(fn, options):
     """The pairs alone of one array would take 128 MB."""
 
@@ -303,18 +310,18 @@ def test_memory(fn, options):
 def test_hinge_at_its_margin(difference, slope, chunk_size):
     fn = lambda s, m: hinge(s, np.int32([1, 0]), margin=m, chunk_size=chunk_size)
     for mode in (jax.grad, jax.jacfwd):
-        by_scores, by_margin = quick(mode(fn, (0, 1)))(np.float32([difference, 0]), 1.0)
+        by_scores, by_margin = jax.jit(mode(fn, (0, 1)))(np.float32([difference, 0]), 1.0)
         np.testing.assert_array_equal(by_scores, [slope, -slope])
         assert by_margin == -slope
-    curvature = quick(jax.hessian(fn))(np.float32([difference, 0]), 1.0)
+    curvature = jax.jit(jax.hessian(fn))(np.float32([difference, 0]), 1.0)
     np.testing.assert_array_equal(curvature, 0)
 
 
 @PAIRWISE
 def test_infinite_scores(fn):
     """Right: 0; wrong: inf, with a derivative of -1; equal: as any other equal scores."""
-    run = quick(jax.value_and_grad(fn))
-    weighted = quick(jax.value_and_grad(lambda s, y, w: fn(s, y, weights=w), (0, 2)))
+    run = jax.jit(jax.value_and_grad(fn))
+    weighted = jax.jit(jax.value_and_grad(lambda s, y, w: fn(s, y, weights=w), (0, 2)))
     tie = run(np.float32([0, 0]), np.int32([1, 0]))
     for right in ([inf, 0], [0, -inf], [inf, -inf]):
         loss, gradient = run(np.float32(right), np.int32([1, 0]))
@@ -330,7 +337,7 @@ def test_infinite_scores(fn):
         np.testing.assert_array_equal(by_scores, 0)
     for equal in (inf, -inf):
         close(run(np.float32([equal, equal]), np.int32([1, 0])), tie, 0, 0)
-        hessian = quick(jax.hessian(fn))(np.float32([equal, equal, 0]), np.int32([1, 0, 0]))
+        hessian = jax.jit(jax.hessian(fn))(np.float32([equal, equal, 0]), np.int32([1, 0, 0]))
         assert np.all(np.isfinite(hessian))
 
 
@@ -338,7 +345,7 @@ def test_an_item_of_minus_infinity_leaves_its_softmax():
     scores, labels = np.float32([1, -inf, 2]), np.float32([1, 0, 0])
     for segments in (None, 0):
         fn = partial(softmax, segments=segments)
-        loss, gradient = quick(jax.value_and_grad(fn))(scores, labels)
+        loss, gradient = jax.jit(jax.value_and_grad(fn))(scores, labels)
         close(loss, math.log1p(math.exp(1)))
         assert gradient[1] == 0
         assert fn(scores, np.float32([0, 1, 0])) == inf
@@ -357,7 +364,7 @@ def test_half_precision_in_many_pairs(half):
 def test_sizes_of_one_and_scalars(fn):
     scores, labels, weights, live, lists = batch(3, 5)
     full = {"where": live, "weights": weights, "segments": lists}
-    run = quick(lambda s, y, options: fn(s, y, **options))
+    run = jax.jit(lambda s, y, options: fn(s, y, **options))
 
     def spread(a):
         return np.broadcast_to(a, scores.shape)
@@ -414,7 +421,8 @@ scores_of = partial(hnp.arrays, np.float32, elements=st.integers(-40, 40).map(la
 grades = hnp.arrays(np.float32, 5, elements=st.integers(0, 3))
 items = scores_of(5)
 COMPILED = [
-    quick(jax.value_and_grad(lambda s, y, w, fn=fn: fn(s, y, weights=w))) for fn in LOSSES.values()
+    jax.jit(jax.value_and_grad(lambda s, y, w, fn=fn: fn(s, y, weights=w)))
+    for fn in LOSSES.values()
 ]
 ONES = np.ones(5, np.float32)
 

@@ -41,6 +41,34 @@ def test_gradient_of_an_exact_fit(fn, zero):  # Keras: MAE has -1
     assert jax.jvp(lambda p: fn(p, 0.0), (zero,), (1.0,))[1] == 0
 
 
+def test_wing_at_its_kinks():
+    fn = jaxloss.wing_loss
+    for fit in (0.0, -0.0):
+        assert jax.grad(fn)(fit, 0.0) == 0
+    options = {"width": 3.0, "curvature": 1.0}
+    for p in (3.0, -3.0):  # Between 3 / (1 + 3) and 1.
+        assert jax.grad(fn)(p, 0.0, **options) == np.sign(p) * 0.875
+        by_width = jax.grad(lambda w, p=p: fn(p, 0.0, width=w, curvature=1.0))(3.0)
+        np.testing.assert_allclose(by_width, math.log(4) - 0.125, rtol=1e-6)
+    assert jax.grad(fn)(2.0, 0.0, **options) == 1 and jax.grad(fn)(4.0, 0.0, **options) == 1
+
+
+def test_wing_by_its_settings():
+    """Against differences, and at an infinite error finite."""
+
+    def f(w, c, p):
+        return jaxloss.wing_loss(p, 0.0, width=w, curvature=c)
+
+    with jax.enable_x64(True):
+        for p in (0.5, -2.0, 7.0, -20.0):
+            for i in (0, 1):
+                at, h = np.array([4.0, 1.5]), 1e-6 * np.eye(2)[i]
+                want = (f(*(at + h), p) - f(*(at - h), p)) / 2e-6
+                np.testing.assert_allclose(jax.grad(f, i)(*at, p), want, rtol=1e-7)
+    for i in (0, 1):
+        assert np.isfinite(jax.grad(f, i)(4.0, 1.5, np.inf))
+
+
 def test_kinks_have_the_mean_of_their_sides():
     grad = jax.grad(jaxloss.quantile_loss)
     assert grad(2.0, 2.0, quantile=0.75) == -0.25  # Between -.75 and .25.
@@ -62,7 +90,8 @@ def test_huber_by_delta():
 @pytest.mark.parametrize("x", [np.inf, -np.inf])
 def test_infinite_predictions(x):
     sign = np.sign(x)
-    for fn in (jaxloss.absolute_error, jaxloss.huber_loss, jaxloss.log_cosh):
+    linear = (jaxloss.absolute_error, jaxloss.huber_loss, jaxloss.log_cosh, jaxloss.wing_loss)
+    for fn in linear:
         assert fn(x, 0.0) == np.inf and jax.grad(fn)(x, 0.0) == sign
     slope = jax.grad(jaxloss.quantile_loss)(x, 0.0, quantile=0.75)
     assert jaxloss.quantile_loss(x, 0.0, quantile=0.75) == np.inf
@@ -73,7 +102,8 @@ def test_infinite_predictions(x):
 def test_nan_survives_a_reduction():
     """XLA's CPU reductions drop NaN in a maximum."""
     x = jnp.ones((64, 128)).at[3, 5].set(jnp.nan)
-    for fn in (*ELEMENTWISE, jaxloss.quantile_loss, jaxloss.absolute_percentage_error):
+    others = (jaxloss.quantile_loss, jaxloss.absolute_percentage_error, jaxloss.wing_loss)
+    for fn in (*ELEMENTWISE, *others):
         step = jax.jit(jax.value_and_grad(lambda x, fn=fn: jnp.mean(fn(x, jnp.zeros_like(x)))))
         loss, gradient = step(x)
         assert np.isnan(loss) and np.isnan(gradient[3, 5])

@@ -16,7 +16,8 @@ import jaxloss
 from jaxloss._core import frames as _frames
 from tests.cases._exact import ulps
 from tests.cases.sequence import lattice
-from tests.test_transforms import close, quick, rng
+from tests.programs import as_users
+from tests.test_transforms import close, rng
 
 inf, nan = np.inf, np.nan
 
@@ -34,7 +35,7 @@ def padded(*sequences, width=None):
 def ctc(x, sequences, frames=None, width=None, fn=jaxloss.ctc_loss, **options):
     frames = np.zeros(x.shape[:2], np.float32) if frames is None else frames
     fn = partial(fn, **options)
-    fn = fn if isinstance(x, jax.core.Tracer) else quick(fn)
+    fn = fn if isinstance(x, jax.core.Tracer) else jax.jit(fn)
     return fn(x, frames, *padded(*sequences, width=width))
 
 
@@ -45,12 +46,12 @@ def sweep(x, *args, **options):
         losses = ctc(x, *args, **options)
         return jnp.sum(losses), losses
 
-    gradient, losses = quick(jax.grad(total, has_aux=True))(x)
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(x)
     return np.asarray(losses), np.asarray(gradient)
 
 
 def hessian(x, *args, **options):
-    return quick(jax.hessian(lambda x: jnp.sum(ctc(x, *args, **options))))(x)
+    return jax.jit(jax.hessian(lambda x: jnp.sum(ctc(x, *args, **options))))(x)
 
 
 # The exact sum over all alignments.
@@ -81,6 +82,7 @@ def test_all_alignments(frames):
 
 
 @pytest.mark.parametrize("logits", [(20, 0), (0, 20), (0, 0), (30, -30), (1, 2, 3), (-40, 0, 40)])
+@pytest.mark.few(2)
 def test_one_frame_is_cross_entropy(logits):
     x, n = jnp.array(logits, jnp.float32), len(logits)
     every = jnp.tile(x, (n, 1, 1))
@@ -243,18 +245,19 @@ def test_labels_longer_than_the_frames():  # optax: 1e5, with gradients
 
 
 @pytest.mark.parametrize("bad", [np.int8(-1), np.int32(3), np.int64(0), np.uint32(2**32 - 1)])
+@pytest.mark.few(1)
 def test_a_bad_label(bad):  # optax: -.51
     x = np.float32(rng().normal(size=(3, 4, 3)))
     labels, ends = padded((1, 2), (1, 2), (2,))
     labels = labels.astype(bad.dtype)
     labels[1, 1] = labels[2, 1] = bad  # The last is padded.
     fn = lambda x: jaxloss.ctc_loss(x, np.zeros((3, 4)), labels, ends)
-    losses, gradient = quick(fn)(x), np.asarray(quick(jax.grad(lambda x: jnp.sum(fn(x))))(x))
+    losses, gradient = jax.jit(fn)(x), np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(fn(x))))(x))
     want, slopes = sweep(x, [(1, 2), (1, 2), (2,)])
     np.testing.assert_allclose(losses, [want[0], nan, want[2]], rtol=1e-6)
     assert np.all(np.isnan(gradient[1]))
     close(gradient[[0, 2]], slopes[[0, 2]])
-    error, _ = quick(checkify.checkify(jaxloss.ctc_loss))(x, np.zeros((3, 4)), labels, ends)
+    error, _ = jax.jit(checkify.checkify(jaxloss.ctc_loss))(x, np.zeros((3, 4)), labels, ends)
     assert "labels must be in [0, 3) and not the blank, 0" in str(error.get())
 
 
@@ -273,7 +276,7 @@ def test_paddings_that_are_none():
     ends = np.float32([[1, 0], [0, 0.5], [0, 1]])
     frames[2, 3] = nan
     np.testing.assert_array_equal(jaxloss.ctc_loss(x, frames, labels, ends), nan)
-    check = quick(checkify.checkify(jaxloss.ctc_loss))
+    check = jax.jit(checkify.checkify(jaxloss.ctc_loss))
     assert "paddings must be 0 or 1" in str(check(x, frames, labels, ends)[0].get())
     assert check(x, 0 * ends[:, :1] + np.zeros(4), labels, 0 * ends)[0].get() is None
 
@@ -342,7 +345,7 @@ def test_sizes_of_zero():
 def test_one_more_axis():
     x, sequences, ends = random_batch()
     many = np.stack([x, x[::-1], 2 * x])
-    run = quick(jax.vmap(jax.value_and_grad(lambda x: jnp.sum(ctc(x, sequences, ends)))))
+    run = jax.jit(jax.vmap(jax.value_and_grad(lambda x: jnp.sum(ctc(x, sequences, ends)))))
     losses, gradients = run(many)
     for row, loss, gradient in zip(many, losses, gradients, strict=True):
         want, slopes = sweep(row, sequences, ends)
@@ -351,7 +354,7 @@ def test_one_more_axis():
 
 # Properties.
 
-JITTED = quick(jaxloss.ctc_loss)
+JITTED = jax.jit(jaxloss.ctc_loss)
 LOGITS = st.floats(-50, 50, width=32) | st.sampled_from([0.0, 30.0, -inf])
 
 
@@ -419,6 +422,7 @@ def test_wrong_shapes():
             fn(x, ends, labels, 0 * labels, blank_id=blank)
 
 
+@pytest.mark.slow
 def test_memory_does_not_have_a_row_of_classes_for_each_label():
     batch, frames, classes, width = 4, 64, 8192, 30
     x = jax.ShapeDtypeStruct((batch, frames, classes), jnp.float32)
@@ -429,5 +433,5 @@ def test_memory_does_not_have_a_row_of_classes_for_each_label():
         loss, gradient = jax.value_and_grad(lambda x: jnp.mean(jaxloss.ctc_loss(x, *ends)))(x)
         return loss, jnp.sum(gradient * gradient)
 
-    size = jax.jit(step).lower(x, labels).compile().memory_analysis().temp_size_in_bytes
+    size = as_users(step).lower(x, labels).compile().memory_analysis().temp_size_in_bytes
     assert size < 2.5 * 4 * x.size, size / x.size / 4

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 import jaxloss
 import jaxloss.keras
 import jaxloss.tf
-from jaxloss.keras import _adapter, _inputs, as_keras_loss
+from jaxloss.keras import _inputs, as_keras_loss
+from tests.cases import CASES
+from tests.declared import FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
 
@@ -33,6 +36,18 @@ def close(got, want, rtol=2e-6, atol=1e-7):
 
 def mine(y_true, y_pred):
     return integer_ce(y_pred, y_true)
+
+
+def required(fn):
+    """The names of the arguments that a function cannot do without."""
+    return [p.name for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
+
+
+def takes_two(fn):
+    try:
+        return bool(inspect.signature(fn).bind(0, 0))
+    except TypeError:
+        return False
 
 
 FORMS = {
@@ -143,19 +158,15 @@ def test_floats_that_may_be_another_class_are_none(dtype, limit):
     assert got.tolist() == [limit - 1, _inputs.BAD_LABEL, _inputs.BAD_LABEL]
 
 
-def test_every_function_of_class_numbers_is_listed():
-    """Of those that give a loss to each row, all take integers but refuse floats."""
-
-    def runs(fn, y):
-        try:
-            return fn(jnp.asarray(X), y).shape == (4,)
-        except (TypeError, ValueError):
-            return False
-
-    functions = [getattr(jaxloss, name) for name in jaxloss.__all__ if name != "Loss"]
-    y = jnp.asarray(Y)
-    found = {f for f in functions if runs(f, y) and not runs(f, y.astype(float))}
-    assert found == set(_adapter.CLASS_NUMBERS)
+@pytest.mark.parametrize("case", [c for c in CASES if c.targets == "sign"], ids=str)
+def test_labels_of_hinges_are_signs(case):
+    """Those of Keras's own may be 0 and 1; of ours `checkify` finds that they are not signs."""
+    for loss in (as_keras_loss(case.fn), as_keras_loss(jaxloss.Loss(case.fn))):
+        checked = checkify.checkify(loss)
+        assert checked(np.sign(X), X)[0].get() is None
+        assert "must be -1 or 1" in checked((X > 0).astype("f"), X)[0].get()
+    for name in ("hinge", "SquaredHinge"):
+        assert checkify.checkify(as_keras_loss(name))((X > 0).astype("f"), X)[0].get() is None
 
 
 def test_nothing_but_rows_that_count_matters():
@@ -201,10 +212,9 @@ def test_names():
     ("given", "error", "message"),
     [
         (3, TypeError, "a loss is a function, a Loss or a name, got int"),
-        (jaxloss.gaussian_nll, TypeError, "gaussian_nll .*missing.*'variance'"),
         (lambda y_pred, y_true: y_pred, TypeError, r"'y_pred' first.*give jaxloss.Loss\("),
         (lambda logits, labels: logits, TypeError, r"'logits' first"),
-        (lambda y_true: y_true, TypeError, "too many positional arguments"),
+        (lambda y_true: y_true, TypeError, "takes y_true, but Keras passes y_true and y_pred"),
         (keras.losses.Huber(), TypeError, "a loss of Keras already"),
         (jaxloss.Loss(integer_ce, axis_name="d"), ValueError, "no mapped axis 'd'"),
         ("mean_square_error", ValueError, "mean_squared_error"),
@@ -213,6 +223,27 @@ def test_names():
 def test_refused(given, error, message):
     with pytest.raises(error, match=message):
         as_keras_loss(given)
+
+
+@pytest.mark.parametrize("name", [fn.__name__ for fn in FUNCTIONS if not takes_two(fn)])
+def test_functions_of_other_arguments(name):
+    """The error is a sentence that says what they take, and what to do."""
+    *others, last = required(getattr(jaxloss, name))
+    taken = f"{', '.join(others)} and {last}" if others else last
+    with pytest.raises(TypeError) as caught:
+        as_keras_loss(getattr(jaxloss, name))
+    start = f"{name} takes {taken}, but Keras passes y_true and y_pred: give a function of these "
+    assert str(caught.value).startswith(f"{start}two that calls it")
+    assert str(caught.value).endswith(", or 'ctc', Keras's own form of it") == (name == "ctc_loss")
+
+
+def test_a_function_that_calls_one_of_other_arguments():
+    def nll(y_true, y_pred):
+        return jaxloss.gaussian_nll(y_pred[:, 0], y_true, jnp.exp(y_pred[:, 1]))
+
+    close(as_keras_loss(nll)(Y, X), np.mean(((X[:, 0] - Y) ** 2 / np.exp(X[:, 1]) + X[:, 1]) / 2))
+    loss = as_keras_loss(functools.partial(jaxloss.gaussian_nll, variance=2.0))
+    close(loss(X, X + 1), (0.5 + np.log(2)) / 2)
 
 
 def test_unknown_reduction():
@@ -256,3 +287,9 @@ def test_keras_is_imported_late_and_has_to_run_on_jax():
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
     assert "Keras runs on numpy" in done.stdout, done.stderr[-2000:]
     assert 'KERAS_BACKEND="jax"' in done.stdout
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "sequence_sum", "class_weighted_mean"])
+def test_reductions_that_keras_does_not_have(reduction):
+    with pytest.raises(ValueError, match=f"Keras has no reduction for '{reduction}'"):
+        as_keras_loss(jaxloss.Loss(jaxloss.squared_error, reduction))

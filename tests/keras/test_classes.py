@@ -268,6 +268,31 @@ def test_one_number_for_a_batch_cannot_be_weighed():
     close(keras.Dice(axis=(1, 2))(abs(T), abs(P), [1, 0]), keras.dice(abs(T[:1]), abs(P[:1])) / 2)
 
 
+@pytest.mark.slow
+def test_masked_frames_of_ctc_are_paddings():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(4, 6, 4)).astype("f"), np.array([[1, 2], [3, 0], [1, 1], [2, 0]])
+    frames = np.arange(6) < np.array([6, 3, 4, 0])[:, None]
+    frames[0, 2] = False  # Not only at the end.
+    each = [keras.ctc(labels[i : i + 1], x[i : i + 1, frames[i]])[0] for i in range(3)]
+    spoiled = np.where(frames[..., None], x, np.nan).astype("f")
+    w = np.array([2.0, 0.5, 0.0, 3.0], "f")
+    for wrap in (lambda f: f, jax.jit):
+        none = wrap(keras.CTC("none"))(labels, spoiled, mask=frames)
+        close(none, [*each, 0], 1e-6)
+        close(wrap(keras.CTC())(labels, spoiled, mask=frames), np.mean(each), 1e-6)
+        weighed = wrap(keras.CTC("mean_with_sample_weight"))(labels, spoiled, w, frames)
+        close(weighed, np.dot(each, w[:3]) / 2.5, 1e-6)
+        slope = wrap(jax.grad(lambda x: keras.CTC()(labels, x, w, frames)))(spoiled)
+        assert np.isfinite(slope).all() and not slope[~frames].any() and slope[frames].any()
+    both = keras.CTC("none")(labels, x, mask=frames & (np.arange(4) > 0)[:, None])
+    close(both, [0, *each[1:], 0], 1e-6)
+    sequences = keras.CTC("none")(labels, x, mask=[True, False, True, False])
+    close(sequences, np.asarray(keras.ctc(labels, x)) * [1, 0, 1, 0], 1e-6)
+    with pytest.raises(ValueError, match=r"mask of shape \(4, 5\)"):
+        keras.CTC()(labels, x, mask=frames[:, :5])
+
+
 def test_dtype():
     t, p = np.array([[0.0]]), np.array([[0.1]])
     assert keras.MeanSquaredError()(t, jnp.asarray(p, jnp.bfloat16)).dtype == jnp.float32

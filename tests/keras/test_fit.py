@@ -1,5 +1,6 @@
 """`model.compile` with these losses: against Keras's own, masked, weighed, saved and loaded."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -110,6 +111,7 @@ ours, theirs = jaxloss.keras, keras.losses
     ],
     ids=["bce logits", "bce", "cce logits", "cce", "scce logits", "scce", "mse", "huber"],
 )
+@pytest.mark.few(3)
 def test_the_same_curve_as_keras(outputs, activation, y, reference, losses):
     want = curve(dense(outputs, activation), reference, y)
     assert want[-1] < 0.9 * want[0]
@@ -177,6 +179,23 @@ def test_masks_of_single_examples():
     close(model.evaluate(x[2:], y[2:], verbose=0), 2)
 
 
+def test_masked_frames_of_ctc_are_paddings():
+    """As many as each sequence has."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 10, 3)).astype("f"), np.array([[1, 2, 1], [2, 0, 0]] * 2, np.int32)
+    lengths = [10, 7, 8, 5]
+    for i, n in enumerate(lengths):
+        x[i, n:] = 0
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((10, 3)), keras.layers.Masking(), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    logits = np.asarray(model(x))
+    each = [ours.ctc(y[i : i + 1], logits[i : i + 1, :n]).item() for i, n in enumerate(lengths)]
+    for form in ("ctc", "CTC", ours.ctc, ours.CTC()):
+        model.compile("sgd", as_keras_loss(form))
+        close(model.evaluate(x, y, verbose=0), np.mean(each))
+
+
 def test_targets_of_weight_zero_may_be_missing():
     w = (np.arange(12) % 3).astype("f")
     y = np.where(w[:, None] == 0, np.nan, TARGETS).astype("f")
@@ -193,6 +212,51 @@ def test_class_weights():
     close(got, curve(dense(3), reference, CLASSES, 5, class_weight=weights))
     each = np.array([weights[int(c)] for c in CLASSES], "f")
     close(got, curve(dense(3), as_keras_loss(integer_ce), CLASSES, 5, sample_weight=each))
+
+
+SEQUENCES = np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32)
+FORMS = [
+    as_keras_loss(integer_ce),
+    as_keras_loss(jaxloss.Loss(integer_ce, ignore_index=-1)),
+    as_keras_loss(lambda t, p: integer_ce(p, t.astype(int))),
+    as_keras_loss(ours.SparseCategoricalCrossentropy(from_logits=True)),
+    ours.SparseCategoricalCrossentropy(from_logits=True),
+    as_keras_loss("ctc"),
+]
+
+
+def zeros(loss, **settings):
+    """A model of zero logits for each of four steps."""
+    layer = keras.layers.Dense(3, use_bias=False, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((4, 1)), layer])
+    model.compile("sgd", loss, **settings)
+    return model
+
+
+@pytest.mark.parametrize("loss", FORMS, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("eager", [False, True], ids=["jit", "eager"])
+@pytest.mark.few(2)
+def test_class_weights_of_sequences_are_refused(loss, eager):
+    """Keras makes one weight of each sequence, that of the class of its place with the largest."""
+    weights = {0: 1.0, 1: 5.0, 2: 2.0}
+    x = np.zeros((2, 4, 1), "f")
+    model = zeros(loss, run_eagerly=eager)
+    for run in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=r"shape \(2, 4\), not for each label.*class_weights="):
+            run(x, SEQUENCES, class_weight=weights)
+    model.fit(x, SEQUENCES, verbose=0)
+    # A weight for each sequence that is yours, or for each label, is what it says.
+    for w in (np.array([1.0, 3.0]), np.ones((2, 1))):
+        model.fit(x, SEQUENCES, sample_weight=w, verbose=0)
+
+
+def test_class_weights_of_labels():
+    x, w = np.zeros((2, 4, 1), "f"), np.array([1.0, 5, 2], "f")
+    want = np.log(3) * np.mean(w[SEQUENCES])  # 2.6092
+    model = zeros(as_keras_loss(functools.partial(integer_ce, class_weights=w)))
+    close(model.evaluate(x, SEQUENCES, verbose=0), want)
+    each = zeros(as_keras_loss(integer_ce)).test_on_batch(x, SEQUENCES, w[SEQUENCES])
+    close(each, want)
 
 
 @pytest.mark.parametrize("structure", [dict, pytest.param(list, marks=pytest.mark.slow)])

@@ -114,7 +114,7 @@ def test_near_misses(name, message):
 
 
 def test_attributes_that_do_not_exist():
-    with pytest.raises(AttributeError, match="did you mean 'Poisson'"):
+    with pytest.raises(AttributeError, match=r"did you mean jaxloss\.keras\.Poisson"):
         keras.Possion  # noqa: B018
 
 

@@ -1,6 +1,8 @@
 """`linear_cross_entropy` against the loss of the logits, written out, and its own promises."""
 
+import inspect
 import itertools
+import typing
 from functools import partial
 
 import jax
@@ -11,7 +13,9 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
+from jaxloss._core.reduce import Reduction
 from jaxloss.linear import _operands
+from tests.programs import as_users
 
 SWEEPS = ["tokens", "stored", "vocab"]
 N, D, V = 13, 5, 23
@@ -81,6 +85,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(7)
 def test_all_pairs_of_options(sweep, names):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64)
@@ -96,6 +101,7 @@ def test_all_pairs_of_options(sweep, names):
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])
 @pytest.mark.parametrize("sweep", [*SWEEPS, "dense"])
+@pytest.mark.few(4)
 def test_reductions_in_float32(sweep, reduction):
     if sweep in ("stored", "vocab") and reduction == "none":
         pytest.skip("raises, as test_errors shows")
@@ -136,6 +142,7 @@ SOME_SIZES = [1, 2, 3, 7, 100, 127, 128, 129, 255, 300, 128256]
 @pytest.mark.parametrize(
     "v", [pytest.param(v, marks=[] if v in SOME_SIZES else [pytest.mark.slow]) for v in SIZES]
 )
+@pytest.mark.few(5)
 def test_zero_weights_give_the_logarithm_of_the_vocabulary(v):
     hidden, weight, labels = np.ones((2, 1), np.float32), np.zeros((1, v), np.float32), [0, v - 1]
     for sweep, chunk in (("tokens", 1), ("stored", 1), ("vocab", 100)):
@@ -187,6 +194,7 @@ def test_masked_tokens_change_nothing(sweep):
 
 @pytest.mark.parametrize("label", [-1, V, 2**30])
 @pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.few(3)
 def test_a_bad_label_is_loud(sweep, label):
     hidden, weight, labels = operands()
     labels[3] = label
@@ -196,7 +204,7 @@ def test_a_bad_label_is_loud(sweep, label):
     assert list(np.flatnonzero(np.isnan(dh).all(1))) == [3]
     each = jaxloss.linear_cross_entropy(hidden, weight, labels, reduction="none")
     assert list(np.flatnonzero(np.isnan(each))) == [3]
-    error, _ = checkify.checkify(fused)(hidden, weight, labels)
+    error, _ = jax.jit(checkify.checkify(fused))(hidden, weight, labels)
     assert "labels must be in [0, 23)" in error.get()
 
 
@@ -315,6 +323,7 @@ def gradient(f):
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
 @pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
+@pytest.mark.few(4)
 def test_derivatives_of_all_kinds(sweep, mode):
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)
@@ -329,7 +338,8 @@ def test_derivatives_of_all_kinds(sweep, mode):
         reduction = "none" if sweep == "none" else "mean"
         dense = partial(written_out, reduction=reduction, label_smoothing=0.1, z_loss=0.01)
         got = jax.jit(partial(MODES[mode], loss(sweep)))((hidden, weight), v)
-        expected = MODES[mode](lambda h, w: dense(h, w, labels), (hidden, weight), v)
+        plain = partial(MODES[mode], lambda h, w: dense(h, w, labels))
+        expected = jax.jit(plain)((hidden, weight), v)
         assert_close(got, expected, 1e-12)
 
 
@@ -348,7 +358,7 @@ def test_vmap_over_labels_and_settings(sweep):
 
 
 def test_without_jit():
-    hidden, weight, labels = operands()
+    hidden, weight, labels = operands(n=5)
     expected = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
     with jax.disable_jit():
         got = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
@@ -356,31 +366,37 @@ def test_without_jit():
 
 
 def matmuls(fn, *args):
-    return jax.jit(fn).lower(*args).compile().as_text().count(" dot(")
+    return as_users(fn).lower(*args).compile().as_text().count(" dot(")
 
 
-def test_number_of_matmuls():
+@pytest.mark.parametrize(
+    ("sweep", "of", "number"),
+    [
+        ("tokens", (0, 1), 3),
+        ("tokens", (), 1),
+        ("tokens", (0,), 2),
+        ("tokens", (1,), 2),
+        ("stored", (0, 1), 3),
+        ("stored", (), 1),
+        ("stored", (0,), 2),
+        ("stored", (1,), 2),
+        ("vocab", (0,), 3),
+        ("vocab", (1,), 3),
+        ("vocab", (0, 1), 4),
+        ("none", (0, 1), 4),
+    ],
+)
+@pytest.mark.few(2)
+def test_number_of_matmuls(sweep, of, number):
     hidden, weight, labels = operands(n=64, d=16, v=96)
+    extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
+    size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
 
-    def of(sweep, of, **s):
-        extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
-        size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
+    def loss(h, w):
+        losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
+        return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
 
-        def loss(h, w):
-            losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
-            return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
-
-        return matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight)
-
-    assert of("tokens", ()) == 1
-    assert of("tokens", (0, 1)) == 3
-    assert of("tokens", (0,)) == of("tokens", (1,)) == 2
-    assert of("stored", ()) == 1
-    assert of("stored", (0, 1)) == 3
-    assert of("stored", (0,)) == of("stored", (1,)) == 2
-    assert of("vocab", (0, 1)) == 4
-    assert of("vocab", (0,)) == of("vocab", (1,)) == 3
-    assert of("none", (0, 1)) == 4
+    assert matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight) == number
 
 
 def groups_of(tokens, monkeypatch):
@@ -435,9 +451,10 @@ def test_second_derivatives_are_those_of_the_sweep_over_tokens():
 
 def temporary(fn, *shapes):
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.jit(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
+    return as_users(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_docstring_says():
     n, d, v = 2048, 64, 4096
     shapes = ((n, d), np.float32), ((d, v), np.float32), ((n,), np.int32)
@@ -453,9 +470,9 @@ def test_memory_is_what_the_docstring_says():
         assert of("tokens", chunk) <= 8 * chunk * v + 4 * d * v + 12 * n * d
         assert of("stored", chunk) <= 4 * n * v + 8 * chunk * v + 12 * n * d
         assert of("vocab", chunk) <= 8 * chunk * n + 4 * d * v + 12 * n * d
+    rows = 40 * 192  # What a chunk holds of each token: labels, sums, losses.
     for sweep, other in (("tokens", v), ("vocab", n)):
-        # And a few numbers of each token or class of a chunk.
-        assert 4 * 192 * other <= of(sweep, 256) - of(sweep, 64) <= 8 * 192 * (other + 8)
+        assert 4 * 192 * other <= of(sweep, 256) - of(sweep, 64) <= 8 * 192 * other + rows
     assert of("dense") >= 4 * n * v
 
 
@@ -560,3 +577,19 @@ def test_errors_of_dtype():
         jaxloss.linear_cross_entropy(hidden, weight, np.float32(labels))
     with pytest.raises(TypeError, match="where must be boolean"):
         jaxloss.linear_cross_entropy(hidden, weight, labels, where=np.ones(N))
+
+
+@pytest.mark.parametrize("fn", [jaxloss.linear_cross_entropy, jaxloss.linear_distillation])
+def test_overloads_have_the_settings_of_the_function(fn):
+    def hints(f):
+        return typing.get_type_hints(f, include_extras=True)
+
+    own = inspect.signature(fn).parameters
+    by_reduction = {}
+    for overload in typing.get_overloads(inspect.unwrap(fn)):
+        (settings,) = typing.get_args(hints(overload)["settings"])
+        names = [k for k in inspect.signature(overload).parameters if k != "settings"]
+        assert {*names, *hints(settings)} == {*own}
+        assert all(hints(settings)[k] == hints(fn)[k] for k in hints(settings))
+        by_reduction[hints(overload)["reduction"]] = hints(overload)["return"]
+    assert by_reduction == {typing.Literal["parts"]: jaxloss.Mean, Reduction: jax.Array}

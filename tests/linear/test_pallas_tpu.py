@@ -71,6 +71,7 @@ def test_options(names):
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_shapes_and_dtypes(shape, dtypes, vocab_first):
     n, d, v = shape
     hidden, weight, labels = operands(n=n, d=d, v=v)
@@ -299,9 +300,7 @@ def described(monkeypatch):
     [
         pytest.param(
             target, name,
-            marks=[] if (target, name) in {("v5e", "awkward"), ("v6e", "Gemma-2 2B")} else [
-                pytest.mark.slow
-            ],
+            marks=[] if (target, name) == ("v5e", "awkward") else [pytest.mark.slow],
         )
         for target in TOPOLOGIES for name in HEADS
     ],

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxloss
 from tests.devices import mesh
 from tests.linear.test_cross_entropy import assert_close, operands, settings
+from tests.programs import as_users
 
 P = PartitionSpec
 N, D, V = 64, 16, 80
@@ -36,7 +37,7 @@ def reference(options):
 
 def collectives(fn, *args):
     """Kinds and shapes of what devices send each other."""
-    text = jax.jit(fn).lower(*args).compile().as_text()
+    text = as_users(fn).lower(*args).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
     return {(kind, shape) for types, kind in found for shape in re.findall(r"\[([\d,]*)\]", types)}
@@ -50,6 +51,7 @@ def collectives(fn, *args):
         {"implementation": "vocab", "chunk_size": 4},
     ],
 )
+@pytest.mark.few(1)
 def test_vocabulary_in_shard_map(static):
     specs = P(), P(None, "x"), {name: P("x") for name in OPTIONS}
 
@@ -135,6 +137,7 @@ WAYS = pytest.mark.parametrize(
 
 @WAYS
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_automatic(split, way):
     _, args = placed(AxisType.Auto, split)
     expected, gradients = reference({})
@@ -145,6 +148,7 @@ def test_automatic(split, way):
 
 @WAYS
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.few(2)
 def test_explicit(split, way):
     m, args = placed(AxisType.Explicit, split)
     expected, gradients = reference({})
@@ -160,7 +164,7 @@ def test_explicit(split, way):
 def test_explicit_tokens_add_up_their_gradients_once():
     m, args = placed(AxisType.Explicit, "tokens")
     with jax.set_mesh(m):
-        text = jax.jit(of_operands("tokens")).lower(*args).compile().as_text()
+        text = as_users(of_operands("tokens")).lower(*args).compile().as_text()
     bodies = [part for part in text.split("\n\n") if "all-reduce(" in part]
     assert len(bodies) == 1 and "ENTRY" in bodies[0]
 
@@ -184,7 +188,7 @@ def test_memory_of_a_split_vocabulary():
         m = mesh(x=devices)
         split = jax.shard_map(local, mesh=m, in_specs=specs, out_specs=P())
         shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, v)))
-        compiled = jax.jit(jax.value_and_grad(split, (0, 1))).lower(*shapes).compile()
+        compiled = as_users(jax.value_and_grad(split, (0, 1))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(8) <= temporary(1) / 6

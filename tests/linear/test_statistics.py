@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 import jaxloss
 from jaxloss.linear import LinearStatistics
 from tests.devices import mesh
-from tests.test_transforms import close, quick, rng
+from tests.programs import as_users
+from tests.test_transforms import close, rng
 
 N, D, V = 11, 5, 13
 slow = pytest.mark.slow
@@ -68,7 +69,7 @@ def sweep(statistics, labels, **settings):
         gradients, out = jax.grad(total, (0, 1, 2), has_aux=True)(*args)
         return out, gradients
 
-    return quick(run)
+    return jax.jit(run)
 
 
 chunked = partial(jaxloss.linear_statistics, chunk_size=4)
@@ -102,6 +103,7 @@ def test_float32_against_float64():
         close(got, sweep(dense, labels)(*args), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.few(4)
 def test_half_precision_is_computed_in_float32():
     *args, labels = operands(jnp.bfloat16)
     out, gradients = sweep(chunked, labels)(*args)
@@ -114,10 +116,10 @@ def test_half_precision_is_computed_in_float32():
 
 def test_leading_axes():
     hidden, weight, bias, labels = operands(np.float32, n=6)
-    want = quick(chunked)(hidden, weight, labels, bias=bias)
-    got = quick(chunked)(hidden.reshape(2, 3, D), weight, labels.reshape(2, 3), bias=bias)
+    want = jax.jit(chunked)(hidden, weight, labels, bias=bias)
+    got = jax.jit(chunked)(hidden.reshape(2, 3, D), weight, labels.reshape(2, 3), bias=bias)
     close(got, jax.tree.map(lambda x: x.reshape(2, 3), want))
-    one = quick(chunked)(hidden[0], weight, labels[0], bias=bias)
+    one = jax.jit(chunked)(hidden[0], weight, labels[0], bias=bias)
     close(one, jax.tree.map(lambda x: x[0], want))
 
 
@@ -137,7 +139,7 @@ def one_token(weight, label=0):
 
 
 def test_a_confident_label_keeps_its_tail():
-    run = quick(jax.value_and_grad(lambda w: one_token(w).log_prob[0]))
+    run = jax.jit(jax.value_and_grad(lambda w: one_token(w).log_prob[0]))
     value, gradient = run(jnp.array([30.0, 0.0, 0.0]))
     tail = 2 * np.exp(-30)
     np.testing.assert_allclose(value, -tail, rtol=1e-6)
@@ -147,14 +149,14 @@ def test_a_confident_label_keeps_its_tail():
 def test_a_common_offset_moves_only_the_normaliser():
     # Multiples of 1/1024, which float32 holds at 1e4.
     logits = np.round(1024 * rng().normal(size=V)) / 1024
-    here, there = (quick(one_token)(jnp.asarray(logits + by, jnp.float32)) for by in (0, 1e4))
+    here, there = (jax.jit(one_token)(jnp.asarray(logits + by, jnp.float32)) for by in (0, 1e4))
     close((here.log_prob, here.entropy), (there.log_prob, there.entropy), rtol=1e-6)
     np.testing.assert_allclose(there.logsumexp - here.logsumexp, 1e4, rtol=1e-6)
     assert here.argmax == there.argmax
 
 
 def test_bounds_of_the_entropy():
-    run = quick(jax.value_and_grad(lambda w: one_token(w).entropy[0]))
+    run = jax.jit(jax.value_and_grad(lambda w: one_token(w).entropy[0]))
     for n in (1, 7, 300):
         np.testing.assert_allclose(run(jnp.zeros(n))[0], np.log(n), rtol=2e-7)
     value, gradient = run(jnp.array([0.0, -jnp.inf, 0.0]))
@@ -172,6 +174,15 @@ def test_masked_tokens_are_zero_whatever_they_hold():
     close(got, want, rtol=0, atol=0)
     for column in (*got[0], got[1][0]):
         np.testing.assert_array_equal(column[~where], 0)
+
+
+@pytest.mark.parametrize("where", [None, np.arange(N) % 3 != 1])
+def test_ignored_tokens_are_masked(where):
+    *args, labels = operands(np.float32)
+    ignored = jnp.arange(N) % 4 == 0
+    kept = ~ignored if where is None else ~ignored & where
+    got = sweep(chunked, jnp.where(ignored, -7, labels), where=where, ignore_index=-7)(*args)
+    close(got, sweep(chunked, labels, where=kept)(*args))
 
 
 def test_a_bad_label_is_loud_in_its_own_row():
@@ -205,12 +216,11 @@ def tempered(x, temperature):
 def dense_distillation(
     hidden, weight, teacher_hidden, teacher_weight,
     *, divergence="kl", temperature=1.0, bias=None, teacher_bias=None, vocab_first=False,
-    reduction="mean", weights=None, where=None,
+    reduction="mean", weights=None, where=None, logit_softcap=None, teacher_logit_softcap=None,
 ):  # fmt: skip
-    log_p = tempered(logits_of(hidden, weight, bias, vocab_first), temperature)
-    log_t = tempered(
-        logits_of(teacher_hidden, teacher_weight, teacher_bias, vocab_first), temperature
-    )
+    x = logits_of(hidden, weight, bias, vocab_first, logit_softcap)
+    y = logits_of(teacher_hidden, teacher_weight, teacher_bias, vocab_first, teacher_logit_softcap)
+    log_p, log_t = tempered(x, temperature), tempered(y, temperature)
     p, t = jnp.exp(log_p), jnp.exp(log_t)
     if divergence == "kl":
         losses = jnp.sum(t * (log_t - log_p), -1)
@@ -302,12 +312,13 @@ FURTHER_MODES = {
 
 def agree(mode, name):
     got, want, args = subject(name)
-    run = lambda f: quick(partial(mode, f))(args, directions(args))
+    run = lambda f: jax.jit(partial(mode, f))(args, directions(args))
     exact(run(got), run(want))
 
 
 @NAMES
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.few(3)
 def test_derivatives(name, mode, x64):
     agree(MODES[mode], name)
 
@@ -323,7 +334,7 @@ def test_further_derivatives(name, mode, x64):
 def test_vmap(name, x64):
     got, want, args = subject(name)
     stacked = [jnp.stack([a, -a / 2]) for a in args]
-    run = lambda f: quick(jax.vmap(jax.value_and_grad(f, every(args))))(*stacked)
+    run = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f, every(args))))(*stacked)
     exact(run(got), run(want))
 
 
@@ -334,7 +345,7 @@ def test_vmap_over_each_operand(name, x64):
     for i in every(args):
         axes = [0 if j == i else None for j in every(args)]
         stacked = [jnp.stack([a, -a / 2]) if j == i else a for j, a in enumerate(args)]
-        run = lambda f, axes=axes: quick(jax.vmap(jax.value_and_grad(f, every(args)), axes))
+        run = lambda f, axes=axes: jax.jit(jax.vmap(jax.value_and_grad(f, every(args)), axes))
         exact(run(got)(*stacked), run(want)(*stacked))
 
 
@@ -343,7 +354,7 @@ def test_vmap_over_each_operand(name, x64):
 WEIGHTS = np.linspace(0, 2, N)
 DIVERGENCES = pytest.mark.parametrize("divergence", ["kl", pytest.param("js", marks=slow)])
 DISTILLATIONS = {
-    "cold": {"temperature": 0.25},
+    "cold": {"temperature": 0.25, "logit_softcap": 2.0, "teacher_logit_softcap": 3.0},
     "none": {"reduction": "none", "weights": WEIGHTS},
     "all": {
         "weights": WEIGHTS,
@@ -363,6 +374,7 @@ ROWS = [pytest.param(n, marks=[slow] * (i > 2), id=n) for i, n in enumerate(DIST
 
 @pytest.mark.parametrize("divergence", ["kl", "js"])
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.few(3)
 def test_distillation(name, divergence, x64):
     settings = {"divergence": divergence, **DISTILLATIONS[name]}
     heads = two_heads(vocab_first="vocab_first" in settings)
@@ -370,7 +382,7 @@ def test_distillation(name, divergence, x64):
 
     def value_and_gradients(loss):
         run = distillation_of(loss, **settings)
-        return quick(jax.value_and_grad(lambda *a: jnp.sum(by * run(*a)), every(heads)))(*heads)
+        return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(by * run(*a)), every(heads)))(*heads)
 
     got = value_and_gradients(partial(jaxloss.linear_distillation, chunk_size=4))
     exact(got, value_and_gradients(dense_distillation))
@@ -385,7 +397,7 @@ def test_temperature_and_weights_are_differentiable(x64):
     args = jnp.asarray(1.5), jnp.asarray(WEIGHTS)
     for divergence in ("kl", "js"):
         got, want = (
-            quick(jax.grad(partial(run, partial(loss, divergence=divergence)), (0, 1)))(*args)
+            jax.jit(jax.grad(partial(run, partial(loss, divergence=divergence)), (0, 1)))(*args)
             for loss in (partial(jaxloss.linear_distillation, chunk_size=4), dense_distillation)
         )
         exact(got, want)
@@ -395,13 +407,13 @@ def test_temperature_and_weights_are_differentiable(x64):
 def test_float32_distillation_against_float64(divergence):
     narrow = two_heads(np.float32)
     run = distillation_of(jaxloss.linear_distillation, divergence=divergence, chunk_size=4)
-    got = quick(jax.value_and_grad(run, (0, 1)))(*narrow)
+    got = jax.jit(jax.value_and_grad(run, (0, 1)))(*narrow)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in narrow]
         want = jax.value_and_grad(
             distillation_of(dense_distillation, divergence=divergence), (0, 1)
         )
-        close(got, quick(want)(*wide), rtol=3e-5, atol=3e-6)
+        close(got, jax.jit(want)(*wide), rtol=3e-5, atol=3e-6)
 
 
 @DIVERGENCES
@@ -410,7 +422,7 @@ def test_a_student_that_equals_its_teacher(divergence):
     run = lambda h, w: jaxloss.linear_distillation(
         h, w, hidden, weight, divergence=divergence, temperature=2.0, chunk_size=4
     )
-    value, gradients = quick(jax.value_and_grad(run, (0, 1)))(hidden, weight)
+    value, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(hidden, weight)
     np.testing.assert_allclose(value, 0, atol=1e-7)
     for gradient in gradients:
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -425,7 +437,7 @@ def test_tokens_that_do_not_count_change_nothing(kind, divergence):
     run = lambda h, w, th, tw: jaxloss.linear_distillation(
         h, w, th, tw, divergence=divergence, chunk_size=4, **settings
     )
-    grads = quick(jax.value_and_grad(run, (0, 1, 2, 3)))
+    grads = jax.jit(jax.value_and_grad(run, (0, 1, 2, 3)))
     bad = [jnp.where(live[:, None], a, jnp.nan) for a in (hidden, teacher_hidden)]
     want = grads(hidden, weight, teacher_hidden, teacher_weight)
     close(grads(bad[0], weight, bad[1], teacher_weight), want, rtol=0, atol=0)
@@ -433,7 +445,7 @@ def test_tokens_that_do_not_count_change_nothing(kind, divergence):
 
 def dots(f, *args):
     """How many matmuls of the size of the logits a compiled program has."""
-    return jax.jit(f).lower(*args).compile().as_text().count(" dot(")
+    return as_users(f).lower(*args).compile().as_text().count(" dot(")
 
 
 @DIVERGENCES
@@ -472,10 +484,31 @@ def test_memory_falls_with_the_chunk(name):
                 h, w, 2 * h, 2 * w, chunk_size=chunk_size
             ),
         }[name]
-        compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(h, w).compile()
+        compiled = as_users(jax.value_and_grad(run, (0, 1))).lower(h, w).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(32) < temporary(512) / 4
+
+
+def test_default_chunks_take_the_same_memory_as_those_of_the_cross_entropy():
+    """Its gradients need more arrays of a chunk's logits, so a chunk has fewer tokens."""
+    shapes = [
+        jax.ShapeDtypeStruct(*of) for of in (((2048, 32), "float32"), ((32, 32000), "float32"))
+    ]
+    labels = jnp.zeros(2048, jnp.int32)
+
+    def statistics(h, w):
+        out = jaxloss.linear_statistics(h, w, labels)
+        return jnp.mean(out.logsumexp**2 - out.log_prob)
+
+    def temporary(run):
+        compiled = as_users(jax.value_and_grad(run, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    logits = 4 * 2048 * 32000 / 2**20
+    # Beside 128 MiB for the logits and their gradients, those of the weight.
+    assert temporary(statistics) < 150 < 2 * logits / 3
+    assert temporary(lambda h, w: jaxloss.linear_cross_entropy(h, w, labels)) < 150
 
 
 # Over devices.
@@ -499,7 +532,7 @@ def test_vocabulary_over_devices(name, x64):
         weights = (1, 3)
         loss = partial(jaxloss.linear_distillation, divergence=name, chunk_size=4)
     split = over_vocabulary(partial(loss, axis_name="v"), weights, len(arrays))
-    run = lambda f: quick(jax.value_and_grad(f, every(arrays)))(*arrays)
+    run = lambda f: jax.jit(jax.value_and_grad(f, every(arrays)))(*arrays)
     exact(run(split), run(loss))
 
 
@@ -555,14 +588,14 @@ def test_dpo(x64):
         hvp_forward_over_reverse(f, args, v),
     )
     args = arrays[:2], directions(arrays[:2])
-    exact(*(quick(partial(both, run(f)))(*args) for f in (dpo_loss, dense_dpo)))
+    exact(*(jax.jit(partial(both, run(f)))(*args) for f in (dpo_loss, dense_dpo)))
 
 
 def test_dpo_in_float32():
     *arrays, tokens, mask = preferences(np.float32)
     loss = lambda f: lambda h, w: f(h, w, *arrays[2:], tokens, mask, 0.3)
-    got = quick(jax.value_and_grad(loss(dpo_loss), (0, 1)))(*arrays[:2])
+    got = jax.jit(jax.value_and_grad(loss(dpo_loss), (0, 1)))(*arrays[:2])
     with jax.enable_x64(True):
         arrays = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
-        want = quick(jax.value_and_grad(loss(dense_dpo), (0, 1)))(*arrays[:2])
+        want = jax.jit(jax.value_and_grad(loss(dense_dpo), (0, 1)))(*arrays[:2])
         close(got, want, rtol=1e-5, atol=1e-6)

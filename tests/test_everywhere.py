@@ -1,0 +1,105 @@
+"""Every loss, by its declaration: split over devices, exported, and under debug flags."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests import declared
+from tests.declared import FUNCTIONS, takes
+
+
+def each(**open_faults):
+    """All functions; of those named the test is known to fail, and says so when it does not."""
+
+    def row(fn):
+        reason = open_faults.get(fn.__name__)
+        marks = pytest.mark.xfail(reason=reason, strict=True) if reason else ()
+        return pytest.param(fn, marks=marks, id=fn.__name__)
+
+    return pytest.mark.parametrize("fn", [row(fn) for fn in FUNCTIONS])
+
+
+def value_and_gradients(fn):
+    """Of all floating arguments, of losses of each example where there are such."""
+
+    def run(floats, others):
+        def total(floats):
+            losses = fn(**floats, **others, **takes(fn).unreduced)
+            return jnp.sum(losses), losses
+
+        (_, losses), gradients = jax.value_and_grad(total, has_aux=True)(floats)
+        return losses, gradients
+
+    return run
+
+
+def batch_of(fn, n, every=False):
+    batch = declared.arguments(fn, np.random.default_rng(n), n, every=every)
+    floats = {k: x for k, x in batch.items() if x.dtype.kind == "f"}
+    return floats, {k: x for k, x in batch.items() if k not in floats}
+
+
+def close(got, want):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-6), got, want)
+
+
+@each()
+def test_finite_results_pass_the_debug_flags(fn):
+    with jax.debug_nans(True), jax.debug_infs(True):
+        jax.jit(value_and_gradients(fn))(*batch_of(fn, 4))
+
+
+@pytest.mark.few(14)
+@each(ctc_loss="what its recursion keeps for the derivative holds -inf, which JAX looks at")
+def test_finite_results_pass_the_debug_flags_eagerly(fn):
+    with jax.debug_nans(True), jax.debug_infs(True):
+        value_and_gradients(fn)(*batch_of(fn, 4))
+
+
+@pytest.mark.few(14)
+@each()
+def test_an_eager_call_compiles_only_once(fn, caplog):
+    """Nor does its gradient: a branch or a reduction made anew would be, at each step."""
+    run, batch = value_and_gradients(fn), batch_of(fn, 4)
+    run(*batch)
+    with jax.log_compiles():
+        run(*batch)
+    compiled = [record.getMessage() for record in caplog.records]
+    assert not [message for message in compiled if message.startswith("Compiling")]
+
+
+@pytest.mark.few(14)
+@each()
+def test_exported_with_a_symbolic_batch(fn):
+    (b,) = export.symbolic_shape("b")
+
+    def abstract(name, x):
+        shape = x.shape if takes(fn).operands[name].kind == "shared" else (b, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    run = jax.jit(value_and_gradients(fn))
+    example = [{k: abstract(k, x) for k, x in part.items()} for part in batch_of(fn, 4)]
+    again = export.export(run)(*example)
+    for n in (4, 7):
+        close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
+
+
+@pytest.mark.few(14)
+@each()
+def test_explicit_sharding_of_the_batch(fn):
+    n = jax.device_count()
+    mesh = jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Explicit,))
+    run = value_and_gradients(fn)
+    want = jax.jit(run)(*batch_of(fn, n))
+
+    def put(name, x):
+        spec = P() if takes(fn).operands[name].kind == "shared" else P("batch")
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        split = [{k: put(k, x) for k, x in part.items()} for part in batch_of(fn, n)]
+        close(jax.tree.map(np.asarray, jax.jit(run)(*split)), want)
