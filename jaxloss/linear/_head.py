@@ -65,7 +65,8 @@ def in_one_unit(g: Array, units: Array | None) -> tuple[Array, Array | None]:
     if units is None:
         return g, None
     unit = jnp.max(units)
-    return (g * (units / unit)[:, None, None]).astype(g.dtype), unit
+    scaled = g.astype(units.dtype) * (units / unit)[:, None, None]
+    return scaled.astype(g.dtype), unit
 
 
 def _times(unit: Array | None, x: Array | None) -> Array | None:
