@@ -103,7 +103,7 @@ def test_parts_of_a_loss(reduction, kwargs):
     close(Mean.of(each, reduction, **kwargs | {"where": where}).value, whole[0])
 
 
-@pytest.mark.parametrize("implementation", ["tokens", "vocab", "dense"])
+@pytest.mark.parametrize("implementation", ["tokens", "stored", "vocab", "dense"])
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"ignore_index": 1}])
 @pytest.mark.few(3)
 def test_parts_of_a_linear_loss(kwargs, implementation):

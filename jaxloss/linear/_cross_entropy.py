@@ -291,14 +291,16 @@ def _sweep(
     if implementation == "tokens" or n == 0:
         return tokens
     group = _operands.stored_group(n, features)
-    stored = StoredSweep(tokens, _operands.stored_chunk(chunk_size, group, *size[1:]), group)
+    # Its chunks do not read and write the weight's gradient, and so may be shorter.
+    short = _operands.chunk_of_tokens(chunk_size, group, *size[1:], share=2)
+    stored = StoredSweep(tokens, short, group)
     if implementation == "stored":
         return stored
     kernels = None if chip is None else _kernels(tokens, chip)
     if implementation == "pallas_tpu" and kernels is not None:
         return kernels
     # Whoever says how many tokens to take at once does so to save memory.
-    if chunk_size is not None or chunk >= group:
+    if chunk_size is not None or not isinstance(n, int) or chunk >= group:
         return tokens
     return PlatformSweep(tokens, tpu=kernels or stored, gpu=stored)
 

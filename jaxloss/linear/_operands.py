@@ -142,20 +142,19 @@ def without(
 
 
 def chunk_of_tokens(
-    size: int | None, n: int, features: int, local_vocab: int, arrays: int = 2
+    size: int | None, n: int, features: int, local_vocab: int, arrays: int = 2, share: int = 1
 ) -> int:
     """How many of `n` tokens to take at once.
 
-    `arrays` of the size of a chunk's logits, in float32, exist at the same time.
+    `arrays` of the size of a chunk's logits, in float32, exist at the same time. The default is
+    divided by `share`.
     """
-    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features), 1)
-    return _chunk(size, n, most)
-
-
-def stored_chunk(size: int | None, n: int, features: int, local_vocab: int) -> int:
-    """The same for the sweep whose chunks do not read and write the weight's gradient."""
-    most = max(_CHUNK_BYTES // (16 * local_vocab), min(_MIN_TOKENS, features) // 2, 1)
-    return _chunk(size, n, most)
+    if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
+        return size or _MIN_TOKENS
+    if size is not None:
+        return min(size, max(n, 1))
+    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features))
+    return _even(max(most // share, 1), n)
 
 
 def stored_group(n: int, features: int) -> int:
@@ -166,12 +165,6 @@ def stored_group(n: int, features: int) -> int:
     """
     most = max(2 * features, _GROUP_TOKENS)
     return _even(most, n) if isinstance(n, int) else most
-
-
-def _chunk(size: int | None, n: int, most: int) -> int:
-    if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
-        return size or _MIN_TOKENS
-    return min(size, max(n, 1)) if size is not None else _even(most, n)
 
 
 def _even(most: int, n: int) -> int:

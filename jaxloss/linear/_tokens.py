@@ -17,6 +17,7 @@ from jaxloss._core.mapped import alike
 from jaxloss._core.numerics import clip_to_finite, times
 from jaxloss._core.split import ClassAxis
 from jaxloss.linear._head import Head, head_gradients, in_dtypes, logits_of
+from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 
 # `(logits, labels, shared, class_axis)` of one chunk, where `logits` has one array for each head:
@@ -161,13 +162,16 @@ def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) ->
 def split_in_chunks(size: int, x: Array) -> Array:
     """Chunks along a new first axis, the last one padded with zeros.
 
-    The tokens of a chunk are equally spaced: where tokens are split over devices, each device then
-    holds its part of every chunk.
+    Where XLA may split tokens over devices, those of a chunk are equally spaced, so that each
+    device holds its part of every chunk. Elsewhere they are neighbours, which costs no copy.
     """
     count = max(-(-x.shape[0] // size), 1)
     padded = jnp.pad(x, [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    if unpartitioned():
+        return padded.reshape(count, size, *x.shape[1:])
     return padded.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)
 
 
 def join_chunks(n: int, chunks: Array) -> Array:
-    return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:n]
+    in_order = chunks if unpartitioned() else chunks.swapaxes(0, 1)
+    return in_order.reshape(-1, *chunks.shape[2:])[:n]

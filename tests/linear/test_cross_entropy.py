@@ -406,8 +406,11 @@ def groups_of(tokens, monkeypatch):
 
 # Of one chunk, of several with a rest, with a rest of the groups, and of equal parts.
 @pytest.mark.parametrize("n", [10, 13, 17, 40])
-def test_groups_of_stored_gradients(n, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 8])  # Over which XLA may split tokens.
+@pytest.mark.few(4)
+def test_groups_of_stored_gradients(n, devices, monkeypatch):
     groups_of(10, monkeypatch)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=n)
         given = settings(np.float64, n=n)

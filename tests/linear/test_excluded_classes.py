@@ -24,6 +24,7 @@ from tests.linear.test_cross_entropy import (
 CE = jaxloss.linear_cross_entropy
 SWEEPS = {
     "tokens": {"chunk_size": 4},
+    "stored": {"chunk_size": 4},
     "vocab": {"chunk_size": 7},
     "dense": {},
     "pallas_tpu": {},
@@ -173,7 +174,8 @@ def test_class_where_of_the_other_linear_losses(name):
     assert_close((value, (dh, dw[:, :LEFT])), run(weight[:, :LEFT]), 5e-6)
 
 
-@pytest.mark.parametrize("sweep", ["tokens", "vocab"])
+@pytest.mark.parametrize("sweep", ["tokens", "stored", "vocab"])
+@pytest.mark.few(2)
 def test_class_where_with_the_vocabulary_over_devices(sweep):
     hidden, weight, labels = operands(v=V)
     labels %= LEFT

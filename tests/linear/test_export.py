@@ -15,6 +15,7 @@ D, V = 5, 7
 LOSSES = {
     "default": CE,
     "tokens": partial(CE, implementation="tokens", chunk_size=3),
+    "stored": partial(CE, implementation="stored", chunk_size=3),
     "vocab": partial(CE, implementation="vocab", chunk_size=3),
     "dense": partial(CE, implementation="dense"),
     "none": partial(CE, reduction="none", chunk_size=3),

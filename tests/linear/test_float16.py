@@ -24,7 +24,7 @@ SWEEPS = [
         {"reduction": "none"},
         *(
             {"implementation": sweep}
-            for sweep in ("tokens", "vocab", "dense")
+            for sweep in ("tokens", "stored", "vocab", "dense")
             if fn is jaxloss.linear_cross_entropy
         ),
     )
@@ -32,7 +32,8 @@ SWEEPS = [
 N, D, V, SCALE = 1024, 4, 300, 2.0**14
 
 
-@pytest.mark.parametrize("implementation", ["tokens", "vocab"])
+@pytest.mark.parametrize("implementation", ["tokens", "stored", "vocab"])
+@pytest.mark.few(2)
 def test_a_scale_reaches_a_class_of_a_large_vocabulary(implementation):
     hidden, weight = jnp.ones((1024, 2), jnp.float16), jnp.zeros((2, 65536), jnp.float16)
 
@@ -69,8 +70,22 @@ def scaled_gradients(fn, floats, others, **settings):
 
 @pytest.mark.parametrize(("fn", "settings"), SWEEPS)
 def test_scaled_gradients(fn, settings):
-    got = scaled_gradients(fn, *operands(fn, jnp.float16), **settings)
-    want = scaled_gradients(fn, *operands(fn, jnp.float32))
+    check_scaled_gradients(fn, settings)
+
+
+def test_chunks_are_stored_in_one_unit():
+    # Each chunk has every other token.
+    weights = np.tile(np.float32([1, 2**-9]), N // 2)
+    check_scaled_gradients(
+        jaxloss.linear_cross_entropy,
+        {"implementation": "stored", "chunk_size": N // 2},
+        weights=weights,
+    )
+
+
+def check_scaled_gradients(fn, settings, **given):
+    got = scaled_gradients(fn, *operands(fn, jnp.float16), **settings, **given)
+    want = scaled_gradients(fn, *operands(fn, jnp.float32), **given)
     for name, g in got.items():
         assert g.dtype == jnp.float16
         g = np.asarray(g, np.float32)

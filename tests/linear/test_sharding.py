@@ -1,6 +1,7 @@
 """Tokens, vocabulary or features split over devices: the same result, and no gathered weight."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
+from jaxloss.linear import _operands
 from tests.devices import mesh
 from tests.linear.test_cross_entropy import assert_close, operands, settings
 from tests.programs import as_users
@@ -171,9 +173,29 @@ def test_explicit_tokens_add_up_their_gradients_once():
 
 def test_stored_gradients_of_split_tokens_are_multiplied_and_added_up_once():
     _, args = placed(AxisType.Auto, "tokens")
-    text = jax.jit(of_operands("stored")).lower(*args).compile().as_text()
+    text = as_users(of_operands("stored")).lower(*args).compile().as_text()
     bodies = [part for part in text.split("\n\n") if re.search(rf"\[{D},{V}\].*all-reduce\(", part)]
     assert len(bodies) == 1 and "ENTRY" in bodies[0]
+
+
+@pytest.mark.parametrize("how", ["shard_map", AxisType.Auto, AxisType.Explicit])
+def test_accelerators_store_gradients_by_default(how, monkeypatch):
+    monkeypatch.setattr(_operands, "_CHUNK_BYTES", 0)
+    monkeypatch.setattr(_operands, "_MIN_TOKENS", 8)
+    specs, of = (
+        (P(), P(None, "m"), P()),
+        lambda *args, **static: loss(*args[:2], {}, args[2], **static),
+    )
+    if how == "shard_map":
+        m, args = mesh(d=4, m=2), (HIDDEN, WEIGHT, LABELS)
+        of = jax.shard_map(partial(of, axis_name="m"), mesh=m, in_specs=specs, out_specs=P())
+    else:
+        m, args = placed(how, "vocabulary")
+    with jax.set_mesh(m):
+        traced = jax.jit(jax.value_and_grad(of, (0, 1))).trace(*args)
+        stored = f"tensor<{N // 8}x8x{V // 2 if how == 'shard_map' else V}xf32>"
+        for platform, stores in (("cuda", True), ("cpu", False)):
+            assert (stored in traced.lower(lowering_platforms=(platform,)).as_text()) == stores
 
 
 def test_memory_of_a_split_vocabulary():
