@@ -173,6 +173,7 @@ def _split_head(name: str, n: int, d: int, v: int, by: str, devices: int = 4) ->
 
     programs = (
         Program("jaxloss tokens", partial(ours, "tokens")),
+        Program("jaxloss stored", partial(ours, "stored")),
         Program("jaxloss vocab", partial(ours, "vocab")),
         # Left to XLA: automatic sharding.
         _naive(naive_head),
