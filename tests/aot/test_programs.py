@@ -184,7 +184,7 @@ def consumed(loss):
 @TARGETS
 @pytest.mark.parametrize("loss", LOOKS)
 @pytest.mark.parametrize("use", [returned, consumed])
-@pytest.mark.few(9)
+@pytest.mark.few(6)
 def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
     of, looks = LOOKS[loss]
     if (name, loss, use) == ("h100", "softmax_cross_entropy", consumed):
