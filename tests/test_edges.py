@@ -191,6 +191,7 @@ OF_A_CPU = ["cosine_similarity", "cosine_distance", "js_divergence", "distillati
 
 
 @over([case for case in FIRST_ROWS if case.function in OF_A_CPU])
+@pytest.mark.few(1)
 def test_what_accelerators_run_gives_the_same(case, monkeypatch):
     def both(x, y):
         return jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(case.fn(x, y))))(x, y)

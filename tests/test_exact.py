@@ -36,7 +36,7 @@ def test_value(case, dtype):
     assert_exact(case, "value", case.fn, dtype)
 
 
-@every_row
+@each_formula
 def test_gradients(case):
     """By predictions, and by targets where these are not classes."""
     if case.integer:

@@ -16,6 +16,7 @@ from jaxloss._core.split import ClassAxis, total_classes
 from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
+from jaxloss.linear._live import can_skip, skipping
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
@@ -117,12 +118,13 @@ def linear_cross_entropy(
         logit_softcap: c, positive; logits stay in (-c, c), but for -inf.
         class_weights: V weights, at least 0; they multiply the loss and do not normalise it.
         chunk_size: how many tokens ("vocab": classes) to take at once. The default makes logits of
-            64 MiB ("stored", "vocab": 32), but takes no fewer than min(D, 1024) ("stored": half as
-            many), so that matmuls stay large.
+            64 MiB ("stored", "vocab": 32), but takes no fewer than min(D, 1024) ("stored":
+            min(D / 2, 1024)), so that matmuls stay large.
         implementation: how value and gradients share time and memory; see below. By default
-            "stored" on GPUs and TPUs and "tokens" on CPUs, or wherever `chunk_size` is given;
-            "pallas_tpu" on TPUs with one core, for a large vocabulary and operands that are not
-            split over devices, unless in `shard_map`.
+            "tokens" on CPUs, or wherever `chunk_size` is given; otherwise "stored" on GPUs and
+            TPUs, or "tokens" where more than a quarter of the tokens do not count; "pallas_tpu" on
+            TPUs with one core, for a large vocabulary and operands that are not split over devices,
+            unless in `shard_map`.
         axis_name: inside `shard_map`, the mesh axes over which the vocabulary of `weight`, `bias`,
             `class_where` and `class_weights` is split; labels are those of the whole vocabulary.
 
@@ -148,7 +150,10 @@ def linear_cross_entropy(
 
     - "tokens": `8 C V + 4 D V`, the logits of a chunk of tokens and their gradient, and the
       weight's gradient, which is accumulated in float32. Three matmuls; two if only one of `hidden`
-      and `weight` is differentiated. For any reduction, and the one to take to save memory.
+      and `weight` is differentiated. Tokens that do not count, by `where`, `ignore_index` or a
+      weight of 0, are put behind the others, and chunks of them alone are not computed; that takes
+      up to `4 N D` more. It needs tokens that stay on their device: on one, or in `shard_map`
+      without `axis_name`. For any reduction, and the one to take to save memory.
     - "stored": `b M V + 8 C V`, the gradient of M tokens' logits in the dtype of the operands, from
       which one matmul makes each gradient. M is N, up to max(2 D, 8192); more tokens are divided
       into groups, over which the weight's gradient is accumulated: `4 D V` more. The same
@@ -269,6 +274,8 @@ def _formula(
     else:
         size = labels.shape[0] // groups, heads[0].hidden.shape[1], local_vocab
         sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
+        if can_skip(sweep, heads[0].hidden, live, weights):
+            sweep = skipping(sweep)
         losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses
 
@@ -302,7 +309,7 @@ def _sweep(
     # Whoever says how many tokens to take at once does so to save memory.
     if chunk_size is not None or not isinstance(n, int) or chunk >= group:
         return tokens
-    return PlatformSweep(tokens, tpu=kernels or stored, gpu=stored)
+    return PlatformSweep(tokens, tokens, tpu=kernels or stored, gpu=stored)
 
 
 def _kernels(tokens: TokenSweep, chip: Any) -> Sweep:

@@ -146,15 +146,15 @@ def chunk_of_tokens(
 ) -> int:
     """How many of `n` tokens to take at once.
 
-    `arrays` of the size of a chunk's logits, in float32, exist at the same time. The default is
-    divided by `share`.
+    `arrays` of the size of a chunk's logits, in float32, exist at the same time. They, and a
+    number of features, are divided by `share`.
     """
     if not isinstance(n, int):  # Exported, it is a symbol: the last chunk is padded.
         return size or _MIN_TOKENS
     if size is not None:
         return min(size, max(n, 1))
-    most = max(_CHUNK_BYTES // (4 * arrays * local_vocab), min(_MIN_TOKENS, features))
-    return _even(max(most // share, 1), n)
+    most = _CHUNK_BYTES // (4 * arrays * local_vocab * share)
+    return _even(max(most, min(_MIN_TOKENS, features // share), 1), n)
 
 
 def stored_group(n: int, features: int) -> int:

@@ -59,12 +59,13 @@ class Sweep(Protocol):
 
 @dataclass(frozen=True)
 class PlatformSweep:
-    """A sweep for TPUs, one for GPUs, and the token sweep for everything else.
+    """A sweep for TPUs, one for GPUs, and one for everything else.
 
     Which of them runs is decided when the program is lowered.
     """
 
     tokens: "TokenSweep"
+    others: Sweep
     tpu: Sweep
     gpu: Sweep
 
@@ -76,10 +77,10 @@ class PlatformSweep:
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
-        sweeps = self.tokens, self.tpu, self.gpu
+        sweeps = self.others, self.tpu, self.gpu
         # One function for each sweep, even if it serves two platforms: each is traced.
         run = {sweep: partial(sweep.total_and_gradients, need) for sweep in sweeps}
         return lax.platform_dependent(
             heads, labels, shared, coefficients,
-            tpu=run[self.tpu], cuda=run[self.gpu], rocm=run[self.gpu], default=run[self.tokens],
+            tpu=run[self.tpu], cuda=run[self.gpu], rocm=run[self.gpu], default=run[self.others],
         )  # fmt: skip

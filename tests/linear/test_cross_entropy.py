@@ -322,23 +322,28 @@ def gradient(f):
 @pytest.mark.parametrize(
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
-@pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
-@pytest.mark.few(4)
+@pytest.mark.parametrize("sweep", [*SWEEPS, "none", "masked"])
+@pytest.mark.few(5)
 def test_derivatives_of_all_kinds(sweep, mode):
+    kept = np.array([False, True, False, True, True])
+    extra = {
+        "none": {"reduction": "none"},
+        "masked": {"where": kept, "implementation": "tokens"},
+    }.get(sweep, {"implementation": sweep})
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)
         v = jax.tree.map(lambda x: np.cos(3 * x), (hidden, weight))
 
-        def loss(sweep):
-            extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
+        def loss():
             return lambda h, w: jaxloss.linear_cross_entropy(
                 h, w, labels, chunk_size=2, label_smoothing=0.1, z_loss=0.01, **extra
             )
 
         reduction = "none" if sweep == "none" else "mean"
         dense = partial(written_out, reduction=reduction, label_smoothing=0.1, z_loss=0.01)
-        got = jax.jit(partial(MODES[mode], loss(sweep)))((hidden, weight), v)
-        plain = partial(MODES[mode], lambda h, w: dense(h, w, labels))
+        got = jax.jit(partial(MODES[mode], loss()))((hidden, weight), v)
+        live = kept if sweep == "masked" else slice(None)
+        plain = partial(MODES[mode], lambda h, w: dense(h[live], w, labels[live]))
         expected = jax.jit(plain)((hidden, weight), v)
         assert_close(got, expected, 1e-12)
 
