@@ -9,9 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
-from jaxloss.linear import _live, _tokens
+from jaxloss.linear import _formulas, _live, _tokens
 from jaxloss.linear._head import Head
-from jaxloss.linear._sweep import Need
+from jaxloss.linear._rule import weighted_total
+from jaxloss.linear._stored import StoredSweep
+from jaxloss.linear._sweep import Need, PlatformSweep
 from tests.devices import mesh
 from tests.linear.test_cross_entropy import N, V, assert_close, operands, value_and_gradients
 
@@ -45,7 +47,7 @@ def test_the_others_alone(name, how):
     assert_close((value, (dh[kept], dw, {})), alone, 2e-6)
 
 
-def chunks_computed(kept):
+def chunks_computed(kept, way=_live.LiveSweep):
     """How often the loss of a chunk's logits runs."""
     runs = []
 
@@ -57,7 +59,7 @@ def chunks_computed(kept):
     tokens = _tokens.TokenSweep(loss, 1, 4, vocab_first=False)
     coefficients = jnp.asarray(kept, jnp.float32)
     assert _live.can_skip(tokens, jnp.asarray(hidden), coefficients)
-    sweep, need = _live.LiveSweep(tokens), Need((True,), (True,), None, False)
+    sweep, need = way(tokens), Need((True,), (True,), None, False)
     heads = (Head(jnp.asarray(hidden), jnp.asarray(weight)),)
     run = jax.jit(partial(sweep.total_and_gradients, need))
     total, gradients = run(heads, jnp.asarray(labels), None, coefficients)
@@ -72,6 +74,38 @@ def chunks_computed(kept):
 @pytest.mark.few(3)
 def test_chunks_without_a_token_that_counts_are_not_computed(name):
     assert chunks_computed(KEPT[name]) == -(-KEPT[name].sum() // 4)
+
+
+def on_accelerators(tokens):
+    """The default there."""
+    stored = StoredSweep(tokens, 4, N)
+    skipping = _live.skipping(PlatformSweep(tokens, tokens, tpu=stored, gpu=stored))
+    assert skipping.others == _live.LiveSweep(tokens) and skipping.tpu == skipping.gpu
+    return skipping.gpu
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.few(2)
+def test_accelerators_skip_them_where_they_are_many(name):
+    kept = KEPT[name]
+    few = kept.sum() < 0.75 * N
+    assert chunks_computed(kept, on_accelerators) == -(-(kept.sum() if few else N) // 4)
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.few(2)
+def test_gradients_on_accelerators(name):
+    hidden, weight, labels = map(jnp.asarray, operands())
+    tokens = _tokens.TokenSweep(_formulas.cross_entropy, 1, 4, vocab_first=False)
+
+    def total(sweep, h, w):
+        coefficients = jnp.float32(KEPT[name])
+        return weighted_total(sweep, (Head(h, w),), labels, _formulas.Settings(), coefficients)
+
+    step = jax.value_and_grad(total, (1, 2))
+    ways = on_accelerators(tokens), tokens
+    got, want = (jax.jit(partial(step, sweep))(hidden, weight) for sweep in ways)
+    assert_close(got, want, 2e-6)
 
 
 def test_derivatives_by_weights_of_zero_are_the_losses():

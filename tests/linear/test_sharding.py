@@ -1,7 +1,6 @@
 """Tokens, vocabulary or features split over devices: the same result, and no gathered weight."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -178,24 +177,42 @@ def test_stored_gradients_of_split_tokens_are_multiplied_and_added_up_once():
     assert len(bodies) == 1 and "ENTRY" in bodies[0]
 
 
-@pytest.mark.parametrize("how", ["shard_map", AxisType.Auto, AxisType.Explicit])
-def test_accelerators_store_gradients_by_default(how, monkeypatch):
+def mapped(split, **static):
+    """In `shard_map`, tokens or the vocabulary split; and its operands."""
+    hidden, weight = SPLITS[split]
+
+    def local(hidden, weight, labels):
+        part = loss(hidden, weight, {}, labels, reduction="sum", **static)
+        return jax.lax.psum(part, "d") if split == "tokens" else part
+
+    m, specs = mesh(d=4, m=2), (hidden, weight, P(*hidden[:1]))
+    return m, jax.shard_map(local, mesh=m, in_specs=specs, out_specs=P())
+
+
+@pytest.mark.parametrize(
+    ("how", "split", "static"),
+    [
+        ("shard_map", "vocabulary", {"axis_name": "m"}),
+        ("shard_map", "tokens", {}),
+        ("shard_map", "tokens", {"ignore_index": 3}),
+        (AxisType.Auto, "vocabulary", {}),
+        (AxisType.Explicit, "tokens", {}),
+    ],
+)
+def test_accelerators_store_gradients_by_default(how, split, static, monkeypatch):
     monkeypatch.setattr(_operands, "_CHUNK_BYTES", 0)
     monkeypatch.setattr(_operands, "_MIN_TOKENS", 8)
-    specs, of = (
-        (P(), P(None, "m"), P()),
-        lambda *args, **static: loss(*args[:2], {}, args[2], **static),
-    )
     if how == "shard_map":
-        m, args = mesh(d=4, m=2), (HIDDEN, WEIGHT, LABELS)
-        of = jax.shard_map(partial(of, axis_name="m"), mesh=m, in_specs=specs, out_specs=P())
+        (m, of), args = mapped(split, **static), (HIDDEN, WEIGHT, LABELS)
     else:
-        m, args = placed(how, "vocabulary")
+        (m, args), of = placed(how, split), lambda h, w, y: loss(h, w, {}, y)
     with jax.set_mesh(m):
         traced = jax.jit(jax.value_and_grad(of, (0, 1))).trace(*args)
-        stored = f"tensor<{N // 8}x8x{V // 2 if how == 'shard_map' else V}xf32>"
-        for platform, stores in (("cuda", True), ("cpu", False)):
-            assert (stored in traced.lower(lowering_platforms=(platform,)).as_text()) == stores
+        cuda, cpu = (traced.lower(lowering_platforms=(on,)).as_text() for on in ("cuda", "cpu"))
+    n = N if split == "vocabulary" else N // 4
+    v = V // 2 if split == "vocabulary" and how == "shard_map" else V
+    stored = re.compile(rf"tensor<(4x)?{n // 8}x8x{v}xf32>")
+    assert stored.search(cuda) and not stored.search(cpu)
 
 
 def test_memory_of_a_split_vocabulary():
