@@ -65,8 +65,12 @@ def in_one_unit(g: Array, units: Array | None) -> tuple[Array, Array | None]:
     if units is None:
         return g, None
     unit = jnp.max(units)
-    scaled = g.astype(units.dtype) * (units / unit)[:, None, None]
-    return scaled.astype(g.dtype), unit
+
+    def scale(i: Any, g: Array) -> Array:  # In place.
+        part = g[i].astype(units.dtype) * (units[i] / unit)
+        return lax.dynamic_update_index_in_dim(g, part.astype(g.dtype), i, 0)
+
+    return lax.fori_loop(0, g.shape[0], scale, g), unit
 
 
 def _times(unit: Array | None, x: Array | None) -> Array | None:
