@@ -159,7 +159,7 @@ def linear_cross_entropy(
       into groups, over which the weight's gradient is accumulated: `4 D V` more. The same
       matmuls. The fastest where main memory is the limit, as on accelerators. In half precision it
       needs a third of what all logits and their gradient need, and for M <= 2 D no more than
-      "tokens"; in float32 twice that. Not for reduction "none".
+      "tokens"; in float32 half, and twice as much. Not for reduction "none".
     - "vocab": `8 C N`, the logits of a block of classes. Four matmuls. The least memory on every
       platform, for a vocabulary or a batch that leaves no room for the others. Not for reduction
       "none"; a weight that is split over devices belongs in `shard_map`, with `axis_name`.

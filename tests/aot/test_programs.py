@@ -66,7 +66,8 @@ def test_stored_gradients_of_a_large_head(name, model):
     """In memory they are hardly more than one array of logits in bfloat16."""
     n, d, v = HEADS[model]
     stored, tokens = (head(name, model, way) for way in ("stored", "tokens"))
-    layouts = 2 * d * v if name == "v6e" else 0  # The weight is there in another one as well.
+    # The weight and its gradient are there in another layout as well.
+    layouts = 4 * d * v if name == "v6e" else 0
     assert stored["temporary_bytes"] <= 1.01 * (2 * n * v + layouts)
     assert stored["matmul_flops"] == 3 * 2 * n * d * v
     if tokens["compiler_seconds"] is not None:
