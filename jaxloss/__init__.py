@@ -51,6 +51,7 @@ from jaxloss._families.likelihood import (
     gaussian_nll,
     poisson_nll,
 )
+from jaxloss._families.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from jaxloss._families.margin import (
     categorical_hinge_loss,
     hinge_loss,
@@ -165,6 +166,8 @@ __all__ = [
     "load_balancing_loss",
     "log_cosh",
     "logit_adjustment",
+    "lovasz_hinge_loss",
+    "lovasz_softmax_loss",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",

@@ -18,7 +18,7 @@ from jaxloss._core.declare import takes
 from jaxloss._core.numerics import one_or_nan, ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
-from jaxloss._core.rows import centred, complement, row, softmax
+from jaxloss._core.rows import centred, row, softmax_and_complement
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import class_shape
 
@@ -446,23 +446,8 @@ def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
 def _of_logits_rule(axis, primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _of_logits(x, t, axis)
-    p, q = _both(x)
+    p, q = softmax_and_complement(x, 0)
     return out, _tangent(out, p, q, t, axis, (dx, lambda: p * centred(p, dx, 0)), dt)
-
-
-@jax.custom_jvp
-def _both(x: Array) -> tuple[Array, Array]:
-    """Probabilities p of the first axis, and 1 - p."""
-    return softmax(x, 0).p, complement(x, 0)
-
-
-@_both.defjvp
-def _both_rule(primals, tangents):
-    # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
-    (x,), (dx,) = primals, tangents
-    p, q = _both(x)
-    dp = p * centred(p, dx, 0)
-    return (p, q), (dp, -dp)
 
 
 def _reported_sums(p, t, live, tolerance):
