@@ -164,7 +164,7 @@ def _lovasz_hinge(x, z, live):
     margin = jnp.where(z == 1, x, -x)
     # In the order of the margins, which are not rounded as 1 - margin is.
     weights = _jaccard_steps(inputs.exclude(live, margin, jnp.inf), z == 1)
-    loss = jnp.sum(inputs.masked(live, relu(1 - margin)) * weights, 1)
+    loss = _weighted_sum(inputs.masked(live, relu(1 - margin)), weights)
     return loss * one_or_nan(jnp.all((z == 0) | (z == 1), 1), x.dtype)
 
 
@@ -187,11 +187,17 @@ def _lovasz_softmax(x, labels, live, *, classes):
         live = jnp.broadcast_to(live, there.shape)
         there &= live
     weights = _jaccard_steps(inputs.exclude(live, order, jnp.inf), there)
-    losses = jnp.sum(inputs.masked(live, error) * weights, -1)
+    losses = _weighted_sum(inputs.masked(live, error), weights)
     counted = jnp.any(there, -1) if classes == "present" else jnp.ones(losses.shape, bool)
     count = jnp.sum(counted, 0, dtype=losses.dtype)
     loss = per_size(jnp.sum(inputs.masked(counted, losses), 0), count)
     return loss * one_or_nan(jnp.all((labels >= 0) & (labels < n), 1), loss.dtype)
+
+
+def _weighted_sum(errors: Array, weights: Array) -> Array:
+    """`sum(weights * errors)` of each row."""
+    # A plain sum, of as many terms of one sign, a CPU adds up one after the other.
+    return jnp.vecdot(errors, weights, precision=lax.Precision.HIGHEST)
 
 
 def _jaccard_steps(order: Array, there: Array) -> Array:
