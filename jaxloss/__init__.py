@@ -42,6 +42,7 @@ from jaxloss._families.fenchel_young import (
     sparsemax_loss,
 )
 from jaxloss._families.focal import (
+    asymmetric_loss,
     generalized_cross_entropy,
     poly_loss_cross_entropy,
     sigmoid_focal_loss,
@@ -123,6 +124,7 @@ __all__ = [
     "Mean",
     "absolute_error",
     "absolute_percentage_error",
+    "asymmetric_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
     "bradley_terry_loss",

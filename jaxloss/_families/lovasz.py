@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -71,8 +72,7 @@ def lovasz_hinge_loss(
         raise ValueError(
             f"labels of shape {z.shape} and logits of shape {x.shape} must have the same shape"
         )
-    x, z, live = (None if a is None else _flat(a, x.shape) for a in (x, z, _mask(where, x.shape)))
-    return _lovasz_hinge(x, z, live)
+    return _lovasz_hinge(*jax.tree.map(_flat, (x, z, _mask(where, x.shape))))
 
 
 @takes(logits=("pixels", "logits"), labels="labels")
@@ -122,7 +122,7 @@ def lovasz_softmax_loss(
     _check_images(x, 2)
     y = inputs.labels("logits", x, labels, x.ndim - 1, ignore_index)[..., 0]
     live = inputs.not_ignored(_mask(where, y.shape), y, ignore_index)
-    y, live = (None if a is None else _flat(a, y.shape) for a in (y, live))
+    y, live = jax.tree.map(_flat, (y, live))
     x = x.reshape(*y.shape, x.shape[-1])
     return _lovasz_softmax(x, y, live, classes=_chosen(classes, x.shape[-1]))
 
@@ -141,9 +141,9 @@ def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     return jnp.broadcast_to(where, shape)
 
 
-def _flat(a: Array, shape: tuple[int, ...]) -> Array:
+def _flat(a: Array) -> Array:
     """The pixels of each image along one axis."""
-    return a.reshape(shape[0], math.prod(shape[1:]))
+    return a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
 def _chosen(classes: Classes, n: int) -> str | tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Lovász losses: printed examples, sets, ties, masks, large images."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tests.test_transforms import close, rng
 
 hinge, softmax = jaxloss.lovasz_hinge_loss, jaxloss.lovasz_softmax_loss
 inf, nan = np.inf, np.nan
+SOME: Any = "some"
 SHAPE = (2, 3, 4, 5)
 X = rng().normal(size=SHAPE).astype(np.float32)
 Y = rng().integers(0, 4, SHAPE[:-1]).astype(np.int32)  # Class 4 is not there.
@@ -183,7 +185,7 @@ def test_a_large_image():
         (ValueError, r"labels of shape \(2, 3\).*expected labels", lambda: softmax(X, Y[..., 0])),
         (ValueError, r"logits of shape \(5,\)", lambda: softmax(X[0, 0, 0], 1)),
         (TypeError, "labels must be integers", lambda: softmax(X, X[..., 0])),
-        (ValueError, "'all' or numbers, got 'some'", lambda: softmax(X, Y, classes="some")),
+        (ValueError, "'all' or numbers, got 'some'", lambda: softmax(X, Y, classes=SOME)),
         (ValueError, r"several of \[0, 5\), got \(5,\)", lambda: softmax(X, Y, classes=(5,))),
         (ValueError, r"where of shape \(3,\)", lambda: softmax(X, Y, where=LIVE[0, :, 0])),
     ],
