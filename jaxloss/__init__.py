@@ -89,6 +89,8 @@ from jaxloss._families.preference import (
     simpo_loss,
 )
 from jaxloss._families.ranking import (
+    approx_ndcg_loss,
+    listmle_loss,
     pairwise_hinge_loss,
     pairwise_logistic_loss,
     ranking_softmax_loss,
@@ -124,6 +126,7 @@ __all__ = [
     "Mean",
     "absolute_error",
     "absolute_percentage_error",
+    "approx_ndcg_loss",
     "asymmetric_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
@@ -165,6 +168,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_distillation",
     "linear_statistics",
+    "listmle_loss",
     "load_balancing_loss",
     "log_cosh",
     "logit_adjustment",
