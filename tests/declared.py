@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "labels": (),
     "list": (CLASSES,),
     "pixels": (4, 2, CLASSES),
-    "embeddings": (6,),
+    "embeddings": (CLASSES,),
     "sequence": (8, CLASSES),
     "shared": (CLASSES, CLASSES),
 }

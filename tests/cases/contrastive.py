@@ -49,6 +49,16 @@ def _info_nce(s, _):
     return weighted(_picking(s))
 
 
+def _info_nce_of_more(s, _):
+    """The first and the last have one id, and all keys come once more as extra ones."""
+    n = range(ROWS)
+    others = [[j for j in n if j % 2 != i % 2] for i in n]
+    return weighted(
+        mp.log1p(sum((mp.exp((s[i][j] - s[i][i]) / T) for j in [*others[i], *n]), mpf(0)))
+        for i in n
+    )
+
+
 SCALE, BIAS = 4, mpf("-2.5")
 
 
@@ -81,6 +91,20 @@ def _naive_info_nce(x, y):
     return -jnp.log(jnp.diagonal(jax.nn.softmax(x @ y.T / T)))
 
 
+def _more(loss):
+    return lambda x, y, **options: loss(
+        x, y, extra_keys=y, ids=jnp.arange(x.shape[0]) % 2, **options
+    )
+
+
+def _naive_info_nce_of_more(x, y, extra_keys, ids):
+    x, y, more = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (x, y, extra_keys))
+    e, own = jnp.exp(x @ y.T / T), jnp.eye(x.shape[0], dtype=bool)
+    counted = own | (ids[:, None] != ids[None])
+    whole = jnp.sum(jnp.where(counted, e, 0), 1) + jnp.sum(jnp.exp(x @ more.T / T), 1)
+    return -jnp.log(jnp.diagonal(e) / whole)
+
+
 def _naive_siglip(x, y):
     x, y = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
     signs = 2 * jnp.eye(len(x)) - 1
@@ -104,6 +128,14 @@ CASES = [
         1 + 2 / T,
         TOWERS,
         chunk_size=2,
+    ),
+    pairs_case(
+        f"info_nce(temperature={T}, extra_keys, ids)",
+        _more(partial(jaxloss.info_nce, temperature=T)),
+        _more(_naive_info_nce_of_more),
+        _info_nce_of_more,
+        1 + 2 / T,
+        TOWERS,
     ),
     pairs_case(
         "siglip_loss",
