@@ -8,6 +8,7 @@ import numpy as np
 from mpmath import mp, mpf
 
 import jaxloss
+from jaxloss._core.numerics import compute_dtype
 from tests.cases._case import softplus
 from tests.cases._pairs import BATCHES, LABELLED, ROWS, pairs_case, pairs_of, weighted
 
@@ -92,9 +93,12 @@ def _naive_info_nce(x, y):
 
 
 def _more(loss):
-    return lambda x, y, **options: loss(
-        x, y, extra_keys=y, ids=jnp.arange(x.shape[0]) % 2, **options
-    )
+    def of(x, y, **options):
+        y = y.astype(compute_dtype(x.dtype))  # Its two derivatives are one.
+        ids = jnp.arange(x.shape[0], dtype=jnp.int32) % 2
+        return loss(x, y, extra_keys=y, ids=ids, **options)
+
+    return of
 
 
 def _naive_info_nce_of_more(x, y, extra_keys, ids):

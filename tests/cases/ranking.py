@@ -50,10 +50,10 @@ def _along_items(x, a):
 
 
 def _pairs(x, y, weights, lists, swapped):
-    """The pairs (i, j) of items with their weights and differences of scores."""
+    """The pairs (i, j) of items with the terms of their weights and differences of scores."""
     n = range(len(x))
     return [
-        (i, j, weights(i) * swapped(x, y, i, j), x[i] - x[j])
+        (i, j, [weights(i) * w for w in swapped(x, y, i, j)], x[i] - x[j])
         for i in n
         for j in n
         if y[i] > y[j] and lists(i) == lists(j)
@@ -69,26 +69,33 @@ def _pairwise_case(
     curvature,
     weights=lambda _: 1,
     lists=lambda _: 0,
-    swapped=lambda *_: 1,
+    swapped=lambda *_: [1],
     naive_swapped=lambda x, y: 1,
 ) -> Case:
     """From the terms of one pair's loss, and of its derivatives by the difference of scores."""
 
     def value(x, y):
-        return [w * t for _, _, w, d in _pairs(x, y, weights, lists, swapped) for t in terms(d)]
+        return [
+            w * t
+            for _, _, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
+            for t in terms(d)
+        ]
 
     def gradient(x, y, k):
         # A difference of scores counts for the one item, and against the other.
         return [
             ((k == i) - (k == j)) * w * t
-            for i, j, w, d in _pairs(x, y, weights, lists, swapped)
+            for i, j, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
             for t in slope(d)
         ]
 
     def hessian(x, y, k, m):
         return [
             ((k == i) - (k == j)) * ((m == i) - (m == j)) * w * t
-            for i, j, w, d in _pairs(x, y, weights, lists, swapped)
+            for i, j, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
             for t in curvature(d)
         ]
 
@@ -162,8 +169,9 @@ def _ideal(y):
 def _swapped(x, y, i, j):
     """By how much the NDCG changes if two items change places."""
     rank = [1 + sum((x[k], -k) > (v, -i) for k in range(len(x))) for i, v in enumerate(x)]
-    change = abs(_gain(y[i]) - _gain(y[j])) * abs(_discount(rank[i]) - _discount(rank[j]))
-    return change / _ideal(y)
+    a, b = sorted((_discount(rank[i]), _discount(rank[j])))
+    gain = abs(_gain(y[i]) - _gain(y[j])) / _ideal(y)
+    return [gain * b, -gain * a]
 
 
 def _naive_ranks(x):
