@@ -157,13 +157,12 @@ def test_infinite_logits():
 
 
 def test_a_confident_image_has_the_order_of_its_errors():
-    """Where they have all but reached 1, too: the larger is first, and has the larger part of J."""
-    x = np.float32([[[0, 20], [0, 21], [0, -3]]])
-    _, slope = value_and_slope(partial(softmax, classes=[0]), x, np.int32([[0, 0, 1]]))
+    """Where one in the class and one that is not have all but reached 1, too."""
+    x, y = np.float32([[[0, 20], [21, 0], [0, -3]]]), np.int32([[0, 1, 1]])
+    of_first = partial(softmax, classes=[0])
+    _, slope = value_and_slope(of_first, x, y)
     with jax.enable_x64(True):
-        _, want = value_and_slope(
-            partial(softmax, classes=[0]), np.float64(x), np.int32([[0, 0, 1]])
-        )
+        _, want = value_and_slope(of_first, np.float64(x), y)
     np.testing.assert_allclose(slope, want, rtol=1e-6)
 
 
