@@ -42,6 +42,7 @@ from jaxloss._families.fenchel_young import (
     sparsemax_loss,
 )
 from jaxloss._families.focal import (
+    asymmetric_loss,
     generalized_cross_entropy,
     poly_loss_cross_entropy,
     sigmoid_focal_loss,
@@ -51,6 +52,7 @@ from jaxloss._families.likelihood import (
     gaussian_nll,
     poisson_nll,
 )
+from jaxloss._families.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from jaxloss._families.margin import (
     categorical_hinge_loss,
     hinge_loss,
@@ -87,6 +89,8 @@ from jaxloss._families.preference import (
     simpo_loss,
 )
 from jaxloss._families.ranking import (
+    approx_ndcg_loss,
+    listmle_loss,
     pairwise_hinge_loss,
     pairwise_logistic_loss,
     ranking_softmax_loss,
@@ -122,6 +126,8 @@ __all__ = [
     "Mean",
     "absolute_error",
     "absolute_percentage_error",
+    "approx_ndcg_loss",
+    "asymmetric_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
     "bradley_terry_loss",
@@ -162,9 +168,12 @@ __all__ = [
     "linear_cross_entropy",
     "linear_distillation",
     "linear_statistics",
+    "listmle_loss",
     "load_balancing_loss",
     "log_cosh",
     "logit_adjustment",
+    "lovasz_hinge_loss",
+    "lovasz_softmax_loss",
     "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
     "multiclass_hinge_loss",

@@ -136,6 +136,7 @@ WRITES = {
     "categorical_cross_entropy": "a term of no weight is 0, whatever its logarithm; selects",
     "categorical_cross_entropy_with_integer_labels": "the labels as a row of numbers; selects",
     "softmax_focal_loss": "the complement of the largest probability, by a select",
+    "asymmetric_loss": "clipping at a probability, and the side of a half, by selects",
     "absolute_error": "the difference, of which there are value and sign",
     "quantile_loss": "the difference, of which there are value and sign",
     "gaussian_nll": "the difference, of which there are square and slope",

@@ -115,6 +115,10 @@ def expm1(x: Jet) -> Jet:
     return function(x, lambda x: [mp.expm1(x), *[mp.exp(x)] * 3])
 
 
+def log(x: Jet) -> Jet:
+    return function(x, lambda x: [mp.log(x), 1 / x, -1 / x**2, 2 / x**3])
+
+
 def log1p(x: Jet) -> Jet:
     return function(x, lambda x: [mp.log1p(x), 1 / (1 + x), -1 / (1 + x) ** 2, 2 / (1 + x) ** 3])
 
