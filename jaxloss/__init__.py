@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     from jaxloss import keras as keras
     from jaxloss import tf as tf
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Loss",

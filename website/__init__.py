@@ -7,5 +7,6 @@
 - `pictures`: value and derivative, drawn from the function itself;
 - `facts`: names elsewhere, what others get wrong, what a loss costs;
 - `pages`: the page of a name, as Markdown;
-- `katex`: fetches what sets the formulas, so that a page asks nothing of the network.
+- `docstrings`: docstrings as mkdocstrings reads them;
+- `vendor`: scripts and fonts of others, fetched once, so that a page asks nothing of the network.
 """

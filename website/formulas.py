@@ -90,7 +90,7 @@ def _row(line: str) -> str:
         raise NotAFormula(line)
     out = _aligned(formula)
     for column in others:
-        out += r" & \quad " if column is others[0] else r"\quad "
+        out += r" && \quad " if column is others[0] else r"\quad "
         out += _condition(column)
     return out
 

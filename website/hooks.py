@@ -17,7 +17,7 @@ from tests.programs import QUICK  # noqa: E402
 # Pictures are compiled once and run once.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
-from website import catalog, katex, pages, pictures  # noqa: E402
+from website import catalog, pages, pictures, vendor  # noqa: E402
 
 # Files of the repository that are pages of the site, and where; of `docs` and `examples` all are.
 PAGES = {
@@ -48,8 +48,8 @@ def on_files(files: Files, *, config: Any) -> Files:
     def add(path: str, content: str | bytes) -> None:
         files.append(File.generated(config, path, content=content))
 
-    for path, content in katex.assets().items():
-        add(f"assets/katex/{path}", content)
+    for path, content in vendor.assets().items():
+        add(f"assets/{path}", content)
     for path in (ROOT / "website/assets").iterdir():
         add(f"assets/{path.name}", path.read_bytes())
     for source, page in PAGES.items():
@@ -72,6 +72,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Links of documents to files of the repository lead to their pages."""
     here = page.file.src_uri
     return _relinked(markdown, f"docs/{here}", here) if not page.file.generated_by else markdown
+
+
+def on_post_page(output: str, *, page: Any, **_: Any) -> str:
+    """The theme would ask a server for the worker of the search."""
+    up = "../" * page.url.count("/")
+    return output.replace("https://unpkg.com/iframe-worker/shim", f"{up}assets/iframe-worker.js")
 
 
 def _relinked(text: str, source: str, page: str) -> str:

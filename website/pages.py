@@ -1,5 +1,7 @@
 """The page of a public name, and the pages of tables, as Markdown."""
 
+import inspect
+
 from website import catalog, facts
 from website.catalog import Entry
 
@@ -12,6 +14,7 @@ def page(entry: Entry, picture: bool) -> str:
         what = "Value and derivative" if entry.declared else "A picture"
         parts.append(f"![{what} of {entry.name}](pictures/{entry.name}.svg){{ .picture }}")
     parts += _advice(entry)
+    parts.append(f"```python\n{_signature(entry)}\n```")
     parts.append(f"::: jaxloss.{entry.name}")
     parts += [*_elsewhere(entry), *_wrong(entry), *_costs(entry)]
     return "\n\n".join(parts) + "\n"
@@ -41,6 +44,17 @@ def names() -> str:
         ]
         parts += [f"## {title}", _table((title, "jaxloss"), sorted(rows, key=lambda r: r[0].lower()))]
     return "\n\n".join(parts) + "\n"
+
+
+def _signature(entry: Entry) -> str:
+    """How it is called, with the defaults; types are said below."""
+    signature = inspect.signature(entry.public)
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    shown = str(inspect.Signature(plain))
+    call = f"jaxloss.{entry.name}{shown}"
+    if len(call) <= 80:
+        return call
+    return f"jaxloss.{entry.name}(\n    " + shown[1:-1].replace(", ", ",\n    ") + ",\n)"
 
 
 def _advice(entry: Entry) -> list[str]:
