@@ -20,7 +20,7 @@ TITLES = {
     "linear": "Linear: of a last layer",
     TRAINING: "Training steps and wrappers",
 }
-SECTION = re.compile(r"^(?:[A-Z]\w+(?: and \w+)*|Returns, raises and derivatives):", re.M)
+SECTION = re.compile(r"^(?:Args|Returns|Raises|References|Calling it)\b[^:\n]*:", re.M)
 BLOCK = re.compile(r"(?:^    .*\n?)+", re.M)
 
 
@@ -56,7 +56,8 @@ class Entry:
     @property
     def formulas(self) -> list[str]:
         """As they stand in the docstring, before its sections."""
-        return [block.rstrip() for block in BLOCK.findall(head(self.docstring))]
+        blocks = (block.rstrip() for block in BLOCK.findall(head(self.docstring)))
+        return [block for block in blocks if block]
 
     @property
     def inline(self) -> str | None:
@@ -68,7 +69,7 @@ class Entry:
 
 
 def head(docstring: str) -> str:
-    return SECTION.split(docstring)[0]
+    return SECTION.split(docstring)[0].split("\n>>> ")[0]
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from website.formulas import tex
 
 DOCTEST = re.compile(r"^>>> .*?(?=\n\n|\Z)", re.M | re.S)
 
+# Sections that only refer to those of another function.
+SEE = re.compile(r"^((?:Args|Raises|Returns)[^:\n]*):(?= )", re.M)
 RAISES = re.compile(r"^Raises:((?: .*)?\n(?:    .*\n?)*)", re.M)
 
 
@@ -25,8 +27,8 @@ def markdown(docstring: str) -> str:
     head, rest = docstring[:end], docstring[end:]
     head = BLOCK.sub(lambda block: _displayed(block[0]), head)
     rest = re.sub(r"^(References):\n((?:    .*\n?|\n(?=    ))+)", _references, rest, flags=re.M)
-    rest = re.sub(r"^(Args and raises|Raises and derivatives|Returns, raises and derivatives):(?= )", r"**\1:**", rest, flags=re.M)
     rest = RAISES.sub(_raises, rest)
+    rest = SEE.sub(r"**\1:**", rest)
     rest = re.sub(r"^(    [\w, ]+,)\n    (?=[\w, ]+:)", r"\1 ", rest, flags=re.M)
     return DOCTEST.sub(lambda code: f"```pycon\n{code[0].rstrip()}\n```", head + rest)
 

@@ -59,7 +59,7 @@ class Piece:
 def tex(block: str) -> str | None:
     """TeX of the lines of a block, for display; None if it is not a formula."""
     try:
-        rows = [_row(line) for line in _joined(block)]
+        rows = [row for line in _joined(block) for row in _rows(line)]
     except NotAFormula:
         return None
     if not rows:
@@ -84,8 +84,21 @@ def _joined(block: str) -> list[str]:
     return out
 
 
-def _row(line: str) -> str:
-    formula, *others = re.split(r" {2,}", line)
+def _rows(line: str) -> list[str]:
+    """One row; or one for each formula, if a line has several with their conditions."""
+    columns = re.split(r" {2,}", line)
+    if len(columns) < 4:
+        return [_row(columns)]
+    pairs = zip(columns[2::2], columns[3::2], strict=False)
+    return [_row(columns[:2]), *(_row(["", *pair]) for pair in pairs)]
+
+
+def _row(columns: list[str]) -> str:
+    formula, *others = columns
+    if not formula:
+        value, condition = others
+        return rf"& \phantom{{=}} {_condition(value)} && \quad {_condition(condition)}"
+    line = "  ".join(columns)
     if sum(word in PROSE - OF_SUMS for word in re.findall(r"[a-z']+", formula)) > WORDS:
         raise NotAFormula(line)
     out = _aligned(formula)

@@ -27,6 +27,7 @@ PAGES = {
     "benchmarks/results/cpu/README.md": "report.md",
     "benchmarks/results/nvidia-h100-80gb-hbm3/README.md": "report-h100.md",
 }
+WORKER = "https://unpkg.com/iframe-worker/shim"
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -76,8 +77,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
     """The theme would ask a server for the worker of the search."""
-    up = "../" * page.url.count("/")
-    return output.replace("https://unpkg.com/iframe-worker/shim", f"{up}assets/iframe-worker.js")
+    return output.replace(WORKER, f"{'../' * page.url.count('/')}assets/iframe-worker.js")
+
+
+def on_post_template(output: str, **_: Any) -> str:
+    """Pages without a place of their own, such as that of an error."""
+    return output.replace(WORKER, "/assets/iframe-worker.js")
 
 
 def _relinked(text: str, source: str, page: str) -> str:

@@ -221,7 +221,9 @@ def _threshold(s: Array, top: Array, axis: int) -> Array:
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Array]:
-    r"""The Fenchel-Young loss `max_fun(scores) - <targets, scores>` of a maximum function.
+    r"""The Fenchel-Young loss of a maximum function.
+
+        loss = max_fun(scores) - sum_j targets_j * scores_j
 
     Args:
         max_fun: convex, of scores of shape [n] to a scalar: the maximum of `<p, scores>` less
