@@ -16,7 +16,9 @@ def scaled(x, *, scale=1.0):
 
 
 def test_functions():
-    with pytest.warns(DeprecationWarning, match=r"since jaxloss 0\.3 .* 0\.5; use new_loss") as seen:
+    with pytest.warns(
+        DeprecationWarning, match=r"since jaxloss 0\.3 .* 0\.5; use new_loss"
+    ) as seen:
         assert old_loss(3) == 6
     assert seen[0].filename == __file__
     assert old_loss.__name__ == "old_loss"

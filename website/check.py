@@ -1,6 +1,6 @@
 """Check pages that were built: nothing is asked of the network, every name has its page.
 
-    python -m website.check site
+python -m website.check site
 """
 
 import re

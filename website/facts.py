@@ -58,7 +58,11 @@ def costs(name: str) -> list[dict[str, Any]]:
     at = {}
     for row in kept()["speed"]:
         if row["loss"] == name and row["at"] == "large" and row["mode"] == "returned":
-            at[row["peer"]] = {"who": spoken(row["peer"]), "size": row["size"], "seconds": row.get("seconds")}
+            at[row["peer"]] = {
+                "who": spoken(row["peer"]),
+                "size": row["size"],
+                "seconds": row.get("seconds"),
+            }
     at.pop("limit", None)
     for row in kept()["memory"]:
         if row["loss"] == name and row["mode"] == "returned" and row["peer"] in at:

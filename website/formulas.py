@@ -9,18 +9,28 @@ What is prose rather than a formula gives None, and stays as it was typed.
 import re
 from dataclasses import dataclass
 
-GREEK = """alpha beta gamma delta epsilon eta theta kappa lambda mu nu pi rho sigma tau phi omega
-Omega Delta""".split()
+_GREEK = (
+    "alpha beta gamma delta epsilon eta theta kappa lambda mu nu pi rho sigma tau phi omega "
+    "Omega Delta"
+)
+GREEK = frozenset(_GREEK.split())
 # Functions that TeX knows by name; others are set upright.
 KNOWN = {"log", "exp", "max", "min", "tanh", "sinh", "cosh", "sin", "cos", "arctan", "arg", "inf"}
-BIG = {"sum": r"\sum", "prod": r"\prod", "max": r"\max", "min": r"\min", "mean": r"\operatorname{mean}"}
+BIG = {
+    "sum": r"\sum",
+    "prod": r"\prod",
+    "max": r"\max",
+    "min": r"\min",
+    "mean": r"\operatorname{mean}",
+}
 # Functions that take what follows without parentheses, as in `log sigmoid(x)`.
 PREFIX = {"log", "exp"}
-PROSE = set(
+_PROSE = (
     "an and another are at between but by ending every first for if in is it its j's largest "
     "likewise no not nothing number of or other others over pairs than that the them this to "
-    "under where whether which with elsewhere otherwise batch empty both all each".split()
+    "under where whether which with elsewhere otherwise batch empty both all each"
 )
+PROSE = frozenset(_PROSE.split())
 RELATIONS = {
     "=": "=", "<=": r"\le", ">=": r"\ge", "<": "<", ">": ">", "!=": r"\ne", "<-": r"\leftarrow",
     "||": r"\,\|\,", ":": ":", "~": r"\sim",
@@ -70,7 +80,7 @@ def tex(block: str) -> str | None:
 
 
 def _joined(block: str) -> list[str]:
-    """The lines, each with those that continue it: they are indented deeper, or after an operator."""
+    """The lines, each with those that continue it: indented deeper, or after an operator."""
     lines = [line for line in block.rstrip().splitlines() if line.strip()]
     if not lines:
         return []
@@ -111,12 +121,16 @@ def _row(columns: list[str]) -> str:
 def _condition(text: str) -> str:
     setting = SETTING.fullmatch(text)
     if setting:
-        return rf"\texttt{{{_escaped(setting[1])}}}" + (_condition(setting[2]) if setting[2] else "")
+        return rf"\texttt{{{_escaped(setting[1])}}}" + (
+            _condition(setting[2]) if setting[2] else ""
+        )
     words = re.findall(r"(?<![A-Za-z_])[A-Za-z]{3,}(?![A-Za-z_])", text)
     plain = [w for w in words if w not in PROSE | KNOWN and w not in BIG and w not in GREEK]
     if len(plain) > 1 or text.startswith(" ("):
         return rf"\text{{{_escaped(text)}}}"
-    return Parser(text.lstrip(", ")).whole().tex if text[0] != "," else rf",\ {_condition(text[2:])}"
+    return (
+        Parser(text.lstrip(", ")).whole().tex if text[0] != "," else rf",\ {_condition(text[2:])}"
+    )
 
 
 def _aligned(formula: str) -> str:
@@ -193,7 +207,9 @@ class Parser:
         out = ""
         for part in parts:
             spaced = out and not part.tex.startswith((",", ";", ".", r"\text"))
-            out += (r"\ " if spaced and not out.endswith((" ", "}")) else " " if spaced else "") + part.tex
+            out += (
+                r"\ " if spaced and not out.endswith((" ", "}")) else " " if spaced else ""
+            ) + part.tex
         return Piece(out, 0)
 
     def relation(self) -> Piece:
@@ -224,7 +240,9 @@ class Parser:
                     left.kind == "name" and right.kind == "paren"
                 )
                 between = r" \cdot " if dot or right.tex[0].isdigit() else r"\, "
-                left = Piece(left.tex + between + right.tex, 2, right.kind if right.kind == "big" else "")
+                left = Piece(
+                    left.tex + between + right.tex, 2, right.kind if right.kind == "big" else ""
+                )
         return left
 
     def factor(self) -> Piece:

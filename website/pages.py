@@ -42,7 +42,10 @@ def names() -> str:
             for e in catalog.entries()
             if (there := facts.elsewhere(e.name).get(library))
         ]
-        parts += [f"## {title}", _table((title, "jaxloss"), sorted(rows, key=lambda r: r[0].lower()))]
+        parts += [
+            f"## {title}",
+            _table((title, "jaxloss"), sorted(rows, key=lambda r: r[0].lower())),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,18 +75,30 @@ def _elsewhere(entry: Entry) -> list[str]:
     if not there:
         return []
     rows = [(facts.LIBRARIES[library], f"`{name}`") for library, name in there.items()]
-    more = "What differs is on the pages for those who come from [optax or torch](../migration.md) or [Keras](../keras.md)."
+    more = (
+        "What differs is on the pages for those who come from [optax or torch](../migration.md)"
+        " or [Keras](../keras.md)."
+    )
     return ["## Names elsewhere", _table(("library", "name"), rows), more]
 
 
 def _wrong(entry: Entry) -> list[str]:
     rows = [
-        (f["what"], f["expected"], f["ours"], "<br>".join(f"{who}: **{got}**" for who, got in f["others"]))
+        (
+            f["what"],
+            f["expected"],
+            f["ours"],
+            "<br>".join(f"{who}: **{got}**" for who, got in f["others"]),
+        )
         for f in facts.wrong(entry.name)
     ]
     if not rows:
         return []
-    return ["## What others get wrong", _table(("call", "right", "jaxloss", "others"), rows), _measured()]
+    return [
+        "## What others get wrong",
+        _table(("call", "right", "jaxloss", "others"), rows),
+        _measured(),
+    ]
 
 
 def _costs(entry: Entry) -> list[str]:
@@ -91,14 +106,27 @@ def _costs(entry: Entry) -> list[str]:
     if not found:
         return []
     rows = [
-        (c["who"], _ms(c.get("seconds")), _mb(c.get("memory")), _ulps(c.get("value")), _ulps(c.get("gradient")))
+        (
+            c["who"],
+            _ms(c.get("seconds")),
+            _mb(c.get("memory")),
+            _ulps(c.get("value")),
+            _ulps(c.get("gradient")),
+        )
         for c in found
     ]
-    head = ("", "milliseconds", "temporary memory, MB", "worst error of the value", "of the gradient")
+    head = (
+        "",
+        "milliseconds",
+        "temporary memory, MB",
+        "worst error of the value",
+        "of the gradient",
+    )
     said = (
-        f"Value and gradient of a batch of {int(found[0]['size']):,} numbers (for losses of whole models, rows), the gradient"
-        " written to a new array. Errors are in units in the last place (ulps) of float32, on the scale of"
-        " the formula's terms; 10 million or more means that no digit is right."
+        f"Value and gradient of a batch of {int(found[0]['size']):,} numbers (for losses of whole"
+        " models, rows), the gradient written to a new array. Errors are in units in the last"
+        " place (ulps) of float32, on the scale of the formula's terms; 10 million or more means"
+        " that no digit is right."
     )
     return ["## What it costs", said, _table(head, rows), _measured()]
 
@@ -106,8 +134,13 @@ def _costs(entry: Entry) -> list[str]:
 def _measured() -> str:
     machine = facts.kept()["machine"]
     packages = machine["packages"]
-    of = ", ".join(f"{name} {packages[name]}" for name in ("jax", "optax", "keras", "torch") if name in packages)
-    return f"*Measured on a CPU with {machine['cores']} cores, {of}: the [report](../report.md) has all of it.*"
+    of = ", ".join(
+        f"{name} {packages[name]}"
+        for name in ("jax", "optax", "keras", "torch")
+        if name in packages
+    )
+    on = f"Measured on a CPU with {machine['cores']} cores, {of}"
+    return f"*{on}: the [report](../report.md) has all of it.*"
 
 
 def _ms(seconds: float | None) -> str:
@@ -125,5 +158,9 @@ def _ulps(ulps: float | None) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *(tuple(c.replace("|", r"\|") for c in row) for row in rows)]
+    lines = [
+        head,
+        tuple("---" for _ in head),
+        *(tuple(c.replace("|", r"\|") for c in row) for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

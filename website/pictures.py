@@ -85,7 +85,13 @@ def _version() -> str:
 def line(entry: Entry) -> Line:
     assert entry.declared is not None
     kinds = [operand.kind for operand in entry.declared.operands.values()]
-    by_kind = {"entries": _entries, "row": _row, "list": _list, "embeddings": _embeddings, "pixels": _pixels}
+    by_kind = {
+        "entries": _entries,
+        "row": _row,
+        "list": _list,
+        "embeddings": _embeddings,
+        "pixels": _pixels,
+    }
     make = by_kind.get(kinds[0], _any)
     try:
         out = make(entry)
@@ -100,7 +106,9 @@ def line(entry: Entry) -> Line:
 def curves(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Values and derivatives, of shape (curves, points)."""
     at = jnp.linspace(line.start, line.stop, POINTS)
-    settings = jax.tree.map(lambda *s: jnp.stack([jnp.asarray(x) for x in s]), *line.curves.values())
+    settings = jax.tree.map(
+        lambda *s: jnp.stack([jnp.asarray(x) for x in s]), *line.curves.values()
+    )
     both = jax.value_and_grad(lambda u, s: jnp.sum(line.loss(u, s)))
     over_line = jax.vmap(both, (0, None))
     value, slope = jax.jit(jax.vmap(over_line, (None, 0)))(at, settings)
@@ -128,7 +136,7 @@ def _entries(entry: Entry) -> Line:
     fixed: dict[str, float] = {}
     if any("log_prob" in n or n in ("chosen", "rejected") for n in names):
         start, stop = -4.0, -0.05
-        fixed = {name: -1.0 for name in others}
+        fixed = dict.fromkeys(others, -1.0)
     for name in others:
         default = {"positive": 1.0, "probability": 0.5, "sign": 1.0, "bit": 1.0}.get(of[name], 0.0)
         fixed.setdefault(name, OTHER_TARGETS.get(entry.name, default))
@@ -137,7 +145,7 @@ def _entries(entry: Entry) -> Line:
         varied, choices = "targets", (1.0, 3.0)
     else:
         choices = (1.0, -1.0) if varied and of[varied] != "bit" else (1.0, 0.0)
-    along = {n: jnp.float32(v) for n, v in fixed.items() if n != varied}
+    along = {n: jnp.array(v, np.float32) for n, v in fixed.items() if n != varied}
 
     def loss(u, setting):
         given = {**along, **({varied: setting} if varied else {})}
@@ -168,13 +176,23 @@ def _row(entry: Entry) -> Line:
         return jnp.log(p) if operands[0].of == "log distribution" else p
 
     if not others:
-        return Line("logit of one of three classes", start, stop, lambda u, _: entry.public(row(u)), {"": 0.0})
+        return Line(
+            "logit of one of three classes",
+            start,
+            stop,
+            lambda u, _: entry.public(row(u)),
+            {"": 0.0},
+        )
     along = "logit" if operands[0].of == "logits" else "probability"
     if operands[1].of == "integer":
         targets = {"this class is the label": 0, "another is": 1}
     else:
-        exact = {"all of the target": (1.0, 0.0, 0.0), "60% of it": (0.6, 0.3, 0.1), "none of it": (0.0, 0.7, 0.3)}
-        targets = {k: np.float32(v) for k, v in exact.items()}
+        exact = {
+            "all of the target": (1.0, 0.0, 0.0),
+            "60% of it": (0.6, 0.3, 0.1),
+            "none of it": (0.0, 0.7, 0.3),
+        }
+        targets = {k: np.array(v, np.float32) for k, v in exact.items()}
         if operands[1].of in ("log distribution", "logits"):
             targets = {k: np.log(np.maximum(v, 0.02)) for k, v in targets.items()}
     loss = lambda u, target: entry.public(**{first: row(u)}, **{others[0]: target})  # noqa: E731
@@ -192,9 +210,18 @@ def _angle(entry: Entry, names: list[str]) -> Line:
 
 def _list(entry: Entry) -> Line:
     scores = jnp.array([0.5, 0.0, -0.5])
-    relevant = {"the item is the relevant one": (1.0, 0.0, 0.0, 0.0), "another item is": (0.0, 1.0, 0.0, 0.0)}
+    relevant = {
+        "the item is the relevant one": (1.0, 0.0, 0.0, 0.0),
+        "another item is": (0.0, 1.0, 0.0, 0.0),
+    }
     loss = lambda u, y: entry.public(jnp.concatenate([u[None], scores]), y)  # noqa: E731
-    return Line("score of one of four items", -4, 4, loss, {k: np.float32(v) for k, v in relevant.items()})
+    return Line(
+        "score of one of four items",
+        -4,
+        4,
+        loss,
+        {k: np.array(v, np.float32) for k, v in relevant.items()},
+    )
 
 
 def _embeddings(entry: Entry) -> Line | None:
@@ -209,7 +236,9 @@ def _embeddings(entry: Entry) -> Line | None:
         turned = jnp.stack([jnp.cos(jnp.deg2rad(u)), jnp.sin(jnp.deg2rad(u))])
         x = jnp.concatenate([turned[None], rest])
         integer = entry.declared.operands[names[1]].of == "integer"  # type: ignore[union-attr]
-        second = jnp.array([0, 0, 1, 1]) if integer else rest[jnp.array([0, 0, 1, 2])].at[1].set(rest[1])
+        second = (
+            jnp.array([0, 0, 1, 1]) if integer else rest[jnp.array([0, 0, 1, 2])].at[1].set(rest[1])
+        )
         return entry.public(x[: len(second)], second)
 
     return Line("angle between a row and its partner, in degrees", -180, 180, loss, {"": 0.0})
@@ -246,7 +275,9 @@ def _value_and_derivative(line: Line) -> Figure:
     values, slopes = curves(line)
     at = np.linspace(line.start, line.stop, POINTS)
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
-    for axes, rows, what in zip(figure.subplots(1, 2), (values, slopes), ("value", "derivative"), strict=True):
+    for axes, rows, what in zip(
+        figure.subplots(1, 2), (values, slopes), ("value", "derivative"), strict=True
+    ):
         for row, name, colour in zip(rows, line.curves, COLOURS, strict=False):
             axes.plot(at, np.where(np.isfinite(row), row, np.nan), color=colour, label=name, lw=1.8)
         _plain(axes, line.along, what)
@@ -286,7 +317,9 @@ def _mean() -> Figure:
     figure, axes = _one("tokens in the second half of a batch", "mean of the loss")
     sizes = np.arange(1, 33)
     halves = [(jaxloss.Mean(16 * 2.0, 16), jaxloss.Mean(n * 1.0, n)) for n in sizes.tolist()]
-    axes.plot(sizes, [float((a + b).value) for a, b in halves], color=COLOURS[0], label="(a + b).value")
+    axes.plot(
+        sizes, [float((a + b).value) for a, b in halves], color=COLOURS[0], label="(a + b).value"
+    )
     naive = [float(a.value + b.value) / 2 for a, b in halves]
     axes.plot(sizes, naive, color=COLOURS[1], label="mean of the two means")
     axes.legend(frameon=False, labelcolor=GREY, fontsize=8)
@@ -322,7 +355,9 @@ def _uncertainty() -> Figure:
     for size, colour in zip((0.25, 1.0, 4.0), COLOURS, strict=True):
         at = np.linspace(-3, 3, 61)
         terms = {"task": jaxloss.Mean(size, 1)}
-        values = [float(jaxloss.uncertainty_weighting(terms, {"task": s})["task"].value) for s in at]
+        values = [
+            float(jaxloss.uncertainty_weighting(terms, {"task": s})["task"].value) for s in at
+        ]
         axes.plot(at, values, color=colour, label=f"loss {size:g}")
     axes.set_ylim(-1, 8)
     axes.legend(frameon=False, labelcolor=GREY, fontsize=8)
@@ -355,9 +390,13 @@ def _reductions() -> Figure:
 def _vocabulary() -> Figure:
     figure, axes = _one("classes of the last layer", "temporary memory, GB")
     kept = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    for (who, of), colour in zip(kept["vocabulary"]["linear_cross_entropy"].items(), COLOURS, strict=False):
+    for (who, of), colour in zip(
+        kept["vocabulary"]["linear_cross_entropy"].items(), COLOURS, strict=False
+    ):
         sizes = [int(v) for v, row in of.items() if row[0]]
-        axes.loglog(sizes, [of[str(v)][0] / 1e9 for v in sizes], "o-", color=colour, label=who, ms=3)
+        axes.loglog(
+            sizes, [of[str(v)][0] / 1e9 for v in sizes], "o-", color=colour, label=who, ms=3
+        )
     axes.legend(frameon=False, labelcolor=GREY, fontsize=8)
     return figure
 
