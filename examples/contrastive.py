@@ -1,11 +1,12 @@
 """Learn which pairs belong together, with the batch spread over devices.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python examples/contrastive.py --out contrastive.png
+    python examples/contrastive.py --out contrastive.png
 
 Two views of the same hidden thing, as an image and its caption, go through two encoders; InfoNCE
 pulls the embeddings of a pair together and pushes all others apart. Under `shard_map` each device
-has its own part of the batch, and `axis_name` lets its rows meet those of all the others, so the loss
-is that of the whole batch. The picture has the similarity of the pairs after training.
+has its own part of the batch, and `axis_name` lets its rows meet those of all the others, so the
+loss is that of the whole batch. On a CPU, `XLA_FLAGS=--xla_force_host_platform_device_count=4`
+makes four devices of one. The picture has the similarity of the pairs after training.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python examples/ctc.py --steps 300 --out ctc.png
 
-Every utterance has 24 frames and 2 to 5 labels. Nobody says where a label is: a label lasts for a few
-frames, with noise and silence between. The picture has the probability of each label, frame by
-frame, for one utterance; the blank is label 0.
+Every utterance has 24 frames and 2 to 5 labels. Nobody says where a label is: a label lasts for a
+few frames, with noise and silence between. The picture has the probability of each label, frame
+by frame, for one utterance; the blank is label 0.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python examples/distillation.py --epochs 40 --out distillation.png
 
 The teacher has seen all labels. The student has labels for 50 digits only, but may look at all
-images: once it learns from its labels alone, once also from what the teacher says of every image, at
-a temperature of 4. The data comes with scikit-learn.
+images: once it learns from its labels alone, once also from what the teacher says of every image,
+at a temperature of 4. The data comes with scikit-learn.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python examples/hessian.py --steps 12 --out hessian.png
 
 Every rule of a loss can be differentiated again, so `jax.hessian` is exact. Newton's method needs
-some ten steps where gradient descent needs thousands; the picture has the size of the gradient after
-each. The data, breast cancer, comes with scikit-learn.
+some ten steps where gradient descent needs thousands; the picture has the size of the gradient
+after each. The data, breast cancer, comes with scikit-learn.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python examples/segmentation.py --steps 200 --out segmentation.png
 
-A tenth of the pixels have no label, marked by 255 as in many data sets. A small convolutional network
-is trained twice: with cross-entropy alone, and with the Dice loss beside it, by which a small disc
-weighs as much as the large background. Both leave out the pixels without a label. The picture has an
-image, its labels, and what each network finds, with the overlap over 32 images. Data as even as this
-does not need the Dice loss: both find about as much.
+A tenth of the pixels have no label, marked by 255 as in many data sets. A small convolutional
+network is trained twice: with cross-entropy alone, and with the Dice loss beside it, by which a
+small disc weighs as much as the large background. Both leave out the pixels without a label. The
+picture has an image, its labels, and what each network finds, with the overlap over 32 images.
+Data as even as this does not need the Dice loss: both find about as much.
 """
 
 import argparse

@@ -28,7 +28,7 @@ ENTRIES = {entry.name: entry for entry in catalog.entries()}
         ("-x**2", r"& -{x}^{2}"),
         ("(-x)**2", r"& {\left(-x\right)}^{2}"),
         ("beta**n_k", r"& {\beta}^{n_{k}}"),
-        ("loss = sum_j y_j * log(p_j)", r"\mathrm{loss} &= \sum_{j} y_{j}\, \log\left(p_{j}\right)"),
+        ("loss = sum_j y_j * z_j", r"\mathrm{loss} &= \sum_{j} y_{j}\, z_{j}"),
         ("sum_j (a_j + b_j) + c", r"& \sum_{j} \left(a_{j} + b_{j}\right) + c"),
         ("|e| <= delta", r"\left|e\right| &\le \delta"),
         ("log softmax(s)_i", r"& \log {\operatorname{softmax}\left(s\right)}_{i}"),

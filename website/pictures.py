@@ -410,7 +410,11 @@ SPECIAL: dict[str, Callable[[], Figure]] = {
 
 def _text(figure: Figure) -> str:
     out = io.StringIO()
-    settings = {"svg.hashsalt": "jaxloss", "svg.fonttype": "path", "path.simplify_threshold": 0.5}
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "jaxloss",
+        "svg.fonttype": "path",
+        "path.simplify_threshold": 0.5,
+    }
     with matplotlib.rc_context(settings):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return out.getvalue()
