@@ -14,6 +14,7 @@ from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
 )
+from jaxloss._families.boxes import ciou_loss, diou_loss, giou_loss, iou_loss
 from jaxloss._families.categorical import (
     categorical_cross_entropy,
     categorical_cross_entropy_with_integer_labels,
@@ -102,6 +103,7 @@ from jaxloss._families.regression import (
     squared_log_error,
     wing_loss,
 )
+from jaxloss._families.robust import expectile_loss, general_robust_loss, smooth_l1_loss
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
@@ -128,6 +130,7 @@ __all__ = [
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
+    "ciou_loss",
     "circle_loss",
     "cispo_loss",
     "class_weights_from_counts",
@@ -141,16 +144,21 @@ __all__ = [
     "ctc_loss",
     "ctc_loss_with_forward_probs",
     "dice_loss",
+    "diou_loss",
     "distillation_loss",
     "dpo_hinge_loss",
     "dpo_loss",
+    "expectile_loss",
     "gaussian_nll",
+    "general_robust_loss",
     "generalized_cross_entropy",
     "generalized_kl_divergence",
+    "giou_loss",
     "group_advantages",
     "hinge_loss",
     "huber_loss",
     "info_nce",
+    "iou_loss",
     "ipo_loss",
     "jaccard_loss",
     "js_divergence",
@@ -187,6 +195,7 @@ __all__ = [
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",
     "simpo_loss",
+    "smooth_l1_loss",
     "smooth_labels",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -46,6 +46,7 @@ def arguments(fn: Any, rng: np.random.Generator, n: int, *, every: bool = False)
 def _sample(name, operand, rng, n):
     shape = SHAPES[operand.kind]
     shape = OF_SEQUENCES.get(name, shape) if operand.kind == "sequence" else shape
+    shape = (4,) if operand.of == "box" else shape
     batch = () if operand.kind == "shared" else (n,)
     if operand.of == "integer":
         # Of a sequence, 0 is the blank.

@@ -2,6 +2,7 @@
 
 from tests.cases import (
     binary,
+    boxes,
     categorical,
     contrastive,
     direction,
@@ -18,6 +19,7 @@ from tests.cases import (
     preference,
     ranking,
     regression,
+    robust,
     sequence,
 )
 from tests.cases._case import Case
@@ -42,6 +44,8 @@ FAMILIES = (
     preference,
     policy,
     experts,
+    boxes,
+    robust,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

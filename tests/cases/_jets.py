@@ -174,6 +174,8 @@ class OperandsCase(Case):
     of: tuple[int, int]
     # The derivatives by all of them, in this order.
     of_all: Callable[..., Terms]
+    # Whether those by the target, twice or mixed, are to be exact as well.
+    mixed: bool
 
 
 def operands_case(
@@ -192,6 +194,7 @@ def operands_case(
     `fn`, `naive` and `exact` take all of them. `sample(rng, n)` draws those of a model.
     """
     (first, second), size = of, max(of)
+    mixed = second > 0 and "hessian" not in fields
 
     def unpacked(f):
         def call(x, y):
@@ -219,6 +222,7 @@ def operands_case(
     return OperandsCase(
         name=name,
         of=of,
+        mixed=mixed,
         of_all=lambda operands, *index: of_all(operands, (), *index),
         fn=unpacked(fn),
         naive=unpacked(naive),
