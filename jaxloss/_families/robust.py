@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
+from jaxloss._core.logs import bend, half_log, polynomial, relative_square, terms
 from jaxloss._core.numerics import absolute, expm1, heaviside, largest
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
@@ -84,7 +85,8 @@ def _general(p, t, alpha, scale, where):
 
 @jax.custom_jvp
 def _robust(r: Array, alpha: Array) -> Array:
-    g, b = _half_log(r, alpha), jnp.abs(alpha - 2)
+    b = jnp.abs(alpha - 2)
+    g = half_log(r, b)
     m = jnp.where(jnp.isinf(alpha), jnp.sign(alpha), alpha / jnp.where(b == 0, 1, b))
     u = m * g
     small = (m == 0) | (jnp.abs(u) < float(jnp.finfo(r.dtype).eps) / 4)
@@ -106,8 +108,9 @@ def _robust_rule(primals, tangents):
 @jax.custom_jvp
 def _influence(r: Array, alpha: Array) -> Array:
     """`r * exp(-g)`."""
+    big = largest(r.dtype)
     root = jnp.exp(0.5 * _log_weight(r, alpha))  # Its square may vanish where the product does not.
-    return _finite(r) * root * root
+    return jnp.clip(r, -big, big) * root * root
 
 
 @partial(_influence.defjvp, symbolic_zeros=True)
@@ -117,7 +120,8 @@ def _influence_rule(primals, tangents):
     out = _influence(r, alpha)
 
     def by_r():
-        w, b = _relative_square(r, alpha), jnp.abs(alpha - 2)
+        b = jnp.abs(alpha - 2)
+        w = relative_square(r, b)
         rest = jnp.where(jnp.isinf(alpha), jnp.sign(alpha), (alpha - 1) / jnp.where(b == 0, 1, b))
         bent = jnp.where(b == 0, 1, (1 + rest * r * r) / (1 + w))
         return jnp.exp(_log_weight(r, alpha)) * bent
@@ -125,51 +129,13 @@ def _influence_rule(primals, tangents):
     return out, tangent_sum(
         out,
         (dr, lambda: by_r() * dr),
-        (d_alpha, lambda: out * _weight_by_alpha(r, alpha) * d_alpha),
+        (d_alpha, lambda: out * jax.jvp(partial(_log_weight, r), (alpha,), (d_alpha,))[1]),
     )
 
 
-@jax.custom_jvp
 def _log_weight(r: Array, alpha: Array) -> Array:
     """-g, and g for an alpha above 2."""
-    return jnp.sign(alpha - 2) * _half_log(r, alpha)
-
-
-@partial(_log_weight.defjvp, symbolic_zeros=True)
-def _log_weight_rule(primals, tangents):
-    # d (-g) = -r / (1 + w) * dr + (q - w / (1 + w)) / 2 * d alpha
-    (r, alpha), (dr, d_alpha) = primals, tangents
-    out, w = _log_weight(r, alpha), _relative_square(r, alpha)
-    return out, tangent_sum(
-        out,
-        (dr, lambda: jnp.sign(alpha - 2) * (r / (1 + w)) * dr),
-        (d_alpha, lambda: _weight_by_alpha(r, alpha) * d_alpha),
-    )
-
-
-def _weight_by_alpha(r: Array, alpha: Array) -> Array:
-    return 0.5 * _bend(jnp.where(alpha == 2, 0, _relative_square(r, alpha)))
-
-
-def _half_log(r: Array, alpha: Array) -> Array:
-    """g. Not differentiated."""
-    w, b = _relative_square(r, alpha), jnp.abs(alpha - 2)
-    near = 0.5 * r * r * jnp.where(w == 0, 1, jnp.log1p(w) / w)
-    # The square may overflow.
-    far = b * (jnp.log(jnp.abs(r)) - 0.5 * jnp.log(b)) + 0.5 * b * jnp.log1p(1 / w)
-    return jnp.where(b == 0, 0, jnp.where(w > 1, far, near))
-
-
-def _relative_square(r: Array, alpha: Array) -> Array:
-    """w; infinite where alpha is 2."""
-    b = jnp.abs(alpha - 2)
-    root = _finite(r) / jnp.sqrt(jnp.where(b == 0, 1, b))
-    return jnp.where(b == 0, jnp.inf, root * root)
-
-
-def _finite(r: Array) -> Array:
-    big = largest(r.dtype)
-    return jnp.clip(r, -big, big)
+    return jnp.sign(alpha - 2) * half_log(r, jnp.abs(alpha - 2))
 
 
 def _by_alpha(r: Array, alpha: Array) -> Array:
@@ -181,50 +147,23 @@ def _by_alpha(r: Array, alpha: Array) -> Array:
     none = (alpha == 2) | jnp.isinf(alpha)
     alpha = jnp.where(none, 1, alpha)
     b = jnp.abs(alpha - 2)
-    w = jnp.minimum(_relative_square(r, alpha), largest(r.dtype))
+    w = jnp.minimum(relative_square(r, b), largest(r.dtype))
     q = jnp.log1p(w)
     u = 0.5 * alpha * q
     f1 = _integral(u, 1)
-    plain = 0.5 * jnp.sign(2 - alpha) * (q * q * f1 - jnp.exp(u) * _bend(w))
+    plain = 0.5 * jnp.sign(2 - alpha) * (q * q * f1 - jnp.exp(u) * bend(w))
     by_parts = 0.25 * b * q * (q * f1 - _integral(u, 0) + _integral(u - q, 0))
     return jnp.where(none, 0, jnp.where((b < 1) & (w > 1), by_parts, plain))
-
-
-@jax.custom_jvp
-def _bend(w: Array) -> Array:
-    """`log(1 + w) - w / (1 + w)`, by terms of one sign where it is small."""
-    x = w / (2 + w)
-    odd = _polynomial(x * x, [1 / (2 * k + 3) for k in range(_terms(w, 8))])
-    near = 2 * x * x * (1 / (1 + x) + x * odd)
-    return jnp.where(w > 1, jnp.log1p(w) - w / (1 + w), near)
-
-
-@_bend.defjvp
-def _bend_rule(primals, tangents):
-    (w,), (dw,) = primals, tangents
-    return _bend(w), w / (1 + w) / (1 + w) * dw
 
 
 def _integral(u: Array, power: int) -> Array:
     """Of `t**power * exp(u * t)` over t in [0, 1], for a power of 0 or 1."""
     small = jnp.abs(u) < 1
     near, far = jnp.where(small, u, 0), jnp.where(small, 1, u)
-    count = _terms(u, 11)
-    near = _polynomial(near, [1 / (math.factorial(k) * (k + power + 1)) for k in range(count)])
+    count = terms(u, 11)
+    near = polynomial(near, [1 / (math.factorial(k) * (k + power + 1)) for k in range(count)])
     whole = expm1(far) / far
     return jnp.where(small, near, whole if power == 0 else (jnp.exp(far) - whole) / far)
-
-
-def _terms(x: Array, single: int) -> int:
-    """How many terms a series needs, if it needs so many in float32."""
-    return single if x.dtype == jnp.float32 else 2 * single
-
-
-def _polynomial(x: Array, coefficients: list[float]) -> Array:
-    out = jnp.zeros_like(x)
-    for c in reversed(coefficients):
-        out = out * x + c
-    return out
 
 
 @takes(predictions="entries", targets="entries", beta=("entries", "positive"))
