@@ -24,10 +24,12 @@ from jaxloss._families.categorical import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jaxloss._families.contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
+from jaxloss._families.crps import ensemble_crps, gaussian_crps
 from jaxloss._families.direction import (
     cosine_distance,
     cosine_similarity,
 )
+from jaxloss._families.dispersion import gamma_nll, negative_binomial_nll, tweedie_loss
 from jaxloss._families.divergence import (
     convex_kl_divergence,
     distillation_loss,
@@ -50,7 +52,9 @@ from jaxloss._families.focal import (
 )
 from jaxloss._families.likelihood import (
     gaussian_nll,
+    laplace_nll,
     poisson_nll,
+    student_t_nll,
 )
 from jaxloss._families.margin import (
     categorical_hinge_loss,
@@ -148,7 +152,10 @@ __all__ = [
     "distillation_loss",
     "dpo_hinge_loss",
     "dpo_loss",
+    "ensemble_crps",
     "expectile_loss",
+    "gamma_nll",
+    "gaussian_crps",
     "gaussian_nll",
     "general_robust_loss",
     "generalized_cross_entropy",
@@ -167,6 +174,7 @@ __all__ = [
     "kl_estimate",
     "kto_loss",
     "l2_loss",
+    "laplace_nll",
     "linear_cross_entropy",
     "linear_distillation",
     "linear_statistics",
@@ -178,6 +186,7 @@ __all__ = [
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
+    "negative_binomial_nll",
     "ntxent",
     "orpo_loss",
     "pairwise_hinge_loss",
@@ -204,11 +213,13 @@ __all__ = [
     "squared_error",
     "squared_hinge_loss",
     "squared_log_error",
+    "student_t_nll",
     "supervised_contrastive_loss",
     "takes",
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "tweedie_loss",
     "uncertainty_weighting",
     "value_and_grad",
     "wing_loss",

@@ -5,7 +5,9 @@ from tests.cases import (
     boxes,
     categorical,
     contrastive,
+    crps,
     direction,
+    dispersion,
     divergence,
     experts,
     fenchel_young,
@@ -46,6 +48,8 @@ FAMILIES = (
     experts,
     boxes,
     robust,
+    dispersion,
+    crps,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

@@ -115,6 +115,10 @@ def expm1(x: Jet) -> Jet:
     return function(x, lambda x: [mp.expm1(x), *[mp.exp(x)] * 3])
 
 
+def log(x: Jet) -> Jet:
+    return function(x, lambda x: [mp.log(x), 1 / x, -1 / x**2, 2 / x**3])
+
+
 def log1p(x: Jet) -> Jet:
     return function(x, lambda x: [mp.log1p(x), 1 / (1 + x), -1 / (1 + x) ** 2, 2 / (1 + x) ** 3])
 
@@ -165,6 +169,27 @@ def jets_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields:
     terms = terms_of(exact)
     derivatives = {"value": terms, "gradient": terms, "hessian": terms}
     return Case(name=name, fn=fn, naive=naive, points=points, sizes=(), **derivatives | fields)
+
+
+def numbers_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields: Any) -> Case:
+    """A row of an elementwise loss, of `exact(prediction, target)`."""
+    of_both = terms_of(lambda z, _: exact(*z))
+
+    def terms(x, y, *index):
+        return of_both([x[0], y[0]], (), *index)
+
+    return Case(
+        name=name,
+        fn=fn,
+        naive=naive,
+        points=points,
+        value=terms,
+        gradient=terms,
+        hessian=terms,
+        target_gradient=lambda x, y, _: terms(x, y, 1),
+        size=None,
+        **fields,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
