@@ -40,6 +40,8 @@ from jaxloss._families.divergence import (
 )
 from jaxloss._families.experts import load_balancing_loss, router_z_loss
 from jaxloss._families.fenchel_young import (
+    entmax15_loss,
+    entmax_loss,
     make_fenchel_young_loss,
     multiclass_sparsemax_loss,
     sparsemax_loss,
@@ -153,6 +155,8 @@ __all__ = [
     "dpo_hinge_loss",
     "dpo_loss",
     "ensemble_crps",
+    "entmax15_loss",
+    "entmax_loss",
     "expectile_loss",
     "gamma_nll",
     "gaussian_crps",

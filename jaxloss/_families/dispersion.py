@@ -162,10 +162,24 @@ def _gamma_deviance(m: Array, t: Array) -> Array:
 
 @partial(_gamma_deviance.defjvp, symbolic_zeros=True)
 def _gamma_deviance_rule(primals, tangents):
-    # d deviance = (m - t) / m * (dm / m - dt / t)
+    # d deviance = (m - t) / m**2 * dm + (1 / m - 1 / t) * dt
     (m, t), (dm, dt) = primals, tangents
-    out, error = _gamma_deviance(m, t), (m - t) / m
-    return out, tangent_sum(out, (dm, lambda: error / m * dm), (dt, lambda: -error / t * dt))
+    out = _gamma_deviance(m, t)
+    return out, tangent_sum(
+        out, (dm, lambda: (m - t) / m / m * dm), (dt, lambda: _difference_of_inverses(m, t) * dt)
+    )
+
+
+@jax.custom_jvp
+def _difference_of_inverses(m: Array, t: Array) -> Array:
+    """`1 / m - 1 / t`."""
+    return (t - m) / m / t
+
+
+@_difference_of_inverses.defjvp
+def _difference_of_inverses_rule(primals, tangents):
+    (m, t), (dm, dt) = primals, tangents
+    return _difference_of_inverses(m, t), dt / t / t - dm / m / m
 
 
 @takes(mean=("entries", "positive"), targets=("entries", "positive"))

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
 from jaxloss._core.logs import bend, half_log, polynomial, relative_square, terms
-from jaxloss._core.numerics import absolute, expm1, heaviside, largest
+from jaxloss._core.numerics import absolute, expm1, largest, relu
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 
 
@@ -215,21 +215,29 @@ def smooth_l1_loss(
 @jit_when_eager
 def _smooth_l1(p, t, beta, where):
     p, t = inputs.mask(where, p, t)
-    return inputs.masked(where, _smooth_absolute(p - t, jnp.broadcast_to(beta, p.shape)))
+    return inputs.masked(where, _smooth_absolute(p, t, jnp.broadcast_to(beta, p.shape)))
+
+
+# Nothing that value and gradient share, not even the error: see `binary`.
 
 
 @jax.custom_jvp
-def _smooth_absolute(e: Array, beta: Array) -> Array:
-    size = jnp.abs(e)
+def _smooth_absolute(p: Array, t: Array, beta: Array) -> Array:
+    size = jnp.abs(p - t)
     return _share(size, beta) * (size - 0.5 * jnp.minimum(size, beta))
 
 
 @partial(_smooth_absolute.defjvp, symbolic_zeros=True)
 def _smooth_absolute_rule(primals, tangents):
-    # With s = e / beta, clipped to [-1, 1]:  d loss = s * de - s**2 / 2 * d beta
-    (e, beta), (de, d_beta) = primals, tangents
-    out, s = _smooth_absolute(e, beta), _slope(e, beta)
-    return out, tangent_sum(out, (de, lambda: s * de), (d_beta, lambda: -0.5 * s * s * d_beta))
+    # With s = (p - t) / beta, clipped to [-1, 1]:  d loss = s * (dp - dt) - s**2 / 2 * d beta
+    (p, t, beta), (dp, dt, d_beta) = primals, tangents
+    out, s = _smooth_absolute(p, t, beta), -_slope(t - p, beta)
+    return out, tangent_sum(
+        out,
+        (dp, lambda: s * dp),
+        (dt, lambda: -s * dt),
+        (d_beta, lambda: -0.5 * s * s * d_beta),
+    )
 
 
 def _share(size: Array, beta: Array) -> Array:
@@ -298,9 +306,21 @@ def expectile_loss(
 @jit_when_eager
 def _expectile(p, t, expectile, where):
     p, t = inputs.mask(where, p, t)
-    return inputs.masked(where, _asymmetric_square(p - t, jnp.broadcast_to(expectile, p.shape)))
+    return inputs.masked(where, _asymmetric_square(p, t, jnp.broadcast_to(expectile, p.shape)))
 
 
-def _asymmetric_square(e: Array, expectile: Array) -> Array:
-    above = heaviside(e)
-    return (above * (1 - expectile) + (1 - above) * expectile) * e * e
+@jax.custom_jvp
+def _asymmetric_square(p: Array, t: Array, q: Array) -> Array:
+    return jnp.abs(p - t) * jnp.maximum((1 - q) * (p - t), -q * (p - t))
+
+
+@partial(_asymmetric_square.defjvp, symbolic_zeros=True)
+def _asymmetric_square_rule(primals, tangents):
+    (p, t, q), (dp, dt, dq) = primals, tangents
+    out, slope = _asymmetric_square(p, t, q), 2 * ((1 - q) * relu(p - t) - q * relu(t - p))
+    return out, tangent_sum(
+        out,
+        (dp, lambda: slope * dp),
+        (dt, lambda: -slope * dt),
+        (dq, lambda: (t - p) * absolute(t - p) * dq),
+    )
