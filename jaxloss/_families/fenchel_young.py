@@ -252,7 +252,7 @@ def entmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    alpha: ArrayLike,
+    alpha: ArrayLike = 1.5,
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> Array:
