@@ -203,7 +203,7 @@ def test_the_tables_of_what_writes_name_losses():
     assert WRITES.keys() | WRITES_TARGETS <= {work.name for work in ARRAYS}
 
 
-@pytest.mark.parametrize("targets", ["given", "computed"])
+@pytest.mark.parametrize("targets", ["given", pytest.param("computed", marks=slow)])
 @pytest.mark.parametrize("work", ARRAYS, ids=str)
 def test_no_pass_writes_an_array(work, targets):
     """But those that the tables name, which are exact: what no longer writes leaves them."""

@@ -74,6 +74,7 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_training_steps(capsys):
     """What the steps print is what the page says, the wrong ways too."""
     pytest.importorskip("flax", reason="needs jaxloss[examples]")

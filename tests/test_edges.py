@@ -162,7 +162,7 @@ def test_gradient_of_a_probability_out_of_the_domain_is_nan(p, z):
 
 
 @over(FIRST_ROWS)
-@pytest.mark.few(14)
+@pytest.mark.few(9)
 def test_nan_is_loud_in_its_own_example(case):
     """In a mean and in the gradient, also where XLA's CPU reductions would drop it."""
     # Rows are summed up in another way if they are long.
@@ -191,6 +191,7 @@ OF_A_CPU = ["cosine_similarity", "cosine_distance", "js_divergence", "distillati
 
 
 @over([case for case in FIRST_ROWS if case.function in OF_A_CPU])
+@pytest.mark.few(1)
 def test_what_accelerators_run_gives_the_same(case, monkeypatch):
     def both(x, y):
         return jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(case.fn(x, y))))(x, y)

@@ -47,6 +47,7 @@ def close(got, want):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-6), got, want)
 
 
+@pytest.mark.few(14)
 @each()
 def test_finite_results_pass_the_debug_flags(fn):
     with jax.debug_nans(True), jax.debug_infs(True):
@@ -60,7 +61,19 @@ def test_finite_results_pass_the_debug_flags_eagerly(fn):
         value_and_gradients(fn)(*batch_of(fn, 4))
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(9)
+@each()
+def test_an_eager_call_compiles_only_once(fn, caplog):
+    """Nor does its gradient: a branch or a reduction made anew would be, at each step."""
+    run, batch = value_and_gradients(fn), batch_of(fn, 4)
+    run(*batch)
+    with jax.log_compiles():
+        run(*batch)
+    compiled = [record.getMessage() for record in caplog.records]
+    assert not [message for message in compiled if message.startswith("Compiling")]
+
+
+@pytest.mark.few(9)
 @each()
 def test_exported_with_a_symbolic_batch(fn):
     (b,) = export.symbolic_shape("b")
@@ -76,7 +89,7 @@ def test_exported_with_a_symbolic_batch(fn):
         close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(9)
 @each()
 def test_explicit_sharding_of_the_batch(fn):
     n = jax.device_count()

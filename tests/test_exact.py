@@ -13,31 +13,45 @@ from tests.programs import as_users
 from tests.rows import each_formula, every_row, over, repeats, slow
 
 
-def assert_exact(case: Case, quantity: str, fn, dtype):
+def assert_exact(case: Case, quantities: str | tuple[str, ...], fn, dtype):
+    """`fn` returns the quantity, or several of them in one program."""
+    run = as_users(fn)
     with jax.enable_x64(dtype is np.float64):
-        got = [np.asarray(as_users(fn)(x, y), np.float64).ravel() for x, y in groups(case, dtype)]
-    pairs = zip(np.concatenate(got), reference(case, quantity), strict=True)
-    errors = [ulps(float(a), *b, dtype) for a, b in pairs]
-    worst = int(np.argmax(errors))  # A NaN counts as the largest.
-    assert errors[worst] <= case.ulps, (
-        f"{quantity} of {case}: {errors[worst]:.3g} ulps at result {worst}, "
-        f"{np.concatenate(got)[worst]} for {mp.nstr(reference(case, quantity)[worst][0])}"
-    )
-
-
-DTYPES = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=slow)])
+        got = [run(x, y) for x, y in groups(case, dtype)]
+    if isinstance(quantities, str):
+        quantities, got = (quantities,), [[x] for x in got]
+    for quantity, results in zip(quantities, zip(*got, strict=True), strict=True):
+        numbers = np.concatenate([np.asarray(x, np.float64).ravel() for x in results])
+        exact = reference(case, quantity)
+        errors = [ulps(float(a), *b, dtype) for a, b in zip(numbers, exact, strict=True)]
+        worst = int(np.argmax(errors))  # A NaN counts as the largest.
+        assert errors[worst] <= case.ulps, (
+            f"{quantity} of {case}: {errors[worst]:.3g} ulps at result {worst}, "
+            f"{numbers[worst]} for {mp.nstr(exact[worst][0])}"
+        )
 
 
 @every_row
-@DTYPES
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=slow)])
 def test_value(case, dtype):
     assert_exact(case, "value", case.fn, dtype)
 
 
+@each_formula
+def test_gradients(case):
+    """By predictions, and by targets where these are not classes."""
+    if case.integer:
+        assert_exact(case, "gradient", jax.vmap(jax.grad(case.fn)), np.float32)
+    else:
+        both = jax.vmap(jax.grad(case.fn, (0, 1)))
+        assert_exact(case, ("gradient", "target_gradient"), both, np.float32)
+
+
+@slow
 @every_row
-@DTYPES
-@pytest.mark.parametrize("mode", [jax.grad, pytest.param(jax.jacfwd, marks=slow)])
-def test_gradient(case, dtype, mode):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+def test_gradient_alone(case, dtype, mode):
     assert_exact(case, "gradient", jax.vmap(mode(case.fn)), dtype)
 
 
@@ -63,11 +77,11 @@ def test_hessian_in_float64(case):
     assert_exact(case, "hessian", jax.vmap(jax.hessian(case.fn)), np.float64)
 
 
-@every_row
-@DTYPES
-def test_target_gradient(case, dtype):
-    if not case.integer:
-        assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
+@slow
+@over([case for case in CASES if not case.integer])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_target_gradient_alone(case, dtype):
+    assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
 
 
 @over([c for c in CASES if isinstance(c, OperandsCase) and c.mixed], repeats)

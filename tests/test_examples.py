@@ -54,6 +54,7 @@ def test_breast_cancer():
         assert result["weights"][name] == pytest.approx(score, abs=0.02)
 
 
+@pytest.mark.slow
 def test_keras_fit():
     # It chooses the backend itself; that jaxloss[examples] has Keras cannot be asked before that.
     result = load("keras_fit").main(["--epochs", "6", "--verbose", "0"])
@@ -63,6 +64,7 @@ def test_keras_fit():
     assert result["object"] == pytest.approx(result["function"], abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnx_sparse", "equinox_sparse"])
 def test_sparse(name):
     plain, sparse = load(name).main(["--epochs", "6"]).values()
@@ -71,6 +73,7 @@ def test_sparse(name):
     assert sparse["activity"] < plain["activity"] / 5
 
 
+@pytest.mark.slow
 def test_train_lm(tmp_path):
     for package in ("flax", "tokenizers"):
         pytest.importorskip(package, reason="needs jaxloss[examples]")

@@ -56,6 +56,7 @@ def reduced(losses, reduction, weights=None, where=None):
 @pytest.mark.parametrize("where", [None, M], ids=["", "where"])
 @pytest.mark.parametrize("weights", [None, W], ids=["", "weights"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.few(16)
 def test_reductions(reduction, weights, where, wrap):
     losses = -log_softmax(X)[np.arange(4), Y]
     loss = Loss(integer_ce, reduction)
@@ -123,11 +124,11 @@ def test_nothing_left_gives_zero(reduction, rows, kwargs):
     def f(x, kwargs):
         return jnp.sum(Loss(integer_ce, reduction)(x, jnp.zeros(rows, int), **kwargs))
 
-    value, gradient = jax.value_and_grad(f)(x, kwargs)
+    value, gradient = jax.jit(jax.value_and_grad(f))(x, kwargs)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(x))
     if "weights" in kwargs and "where" in kwargs and not kwargs["where"].any():
-        by_weight = jax.grad(lambda w: f(x, kwargs | {"weights": w}))(kwargs["weights"])
+        by_weight = jax.jit(jax.grad(lambda w: f(x, kwargs | {"weights": w})))(kwargs["weights"])
         np.testing.assert_array_equal(by_weight, np.zeros(rows))
 
 
@@ -191,7 +192,8 @@ def test_a_weight_of_zero_wins_over_an_infinite_loss(reduction):
 
     huge = jnp.where((W == 0)[:, None], 1e30, X)
     assert np.isinf(square(huge, SOFT)[1])
-    close(jax.value_and_grad(f)(huge), jax.value_and_grad(f)(X))
+    step = jax.jit(jax.value_and_grad(f))
+    close(step(huge), step(X))
 
 
 @pytest.mark.parametrize("fn", [integer_ce, lambda p, t: square(p, jax.nn.one_hot(t, 3))])
@@ -201,12 +203,18 @@ def test_derivatives_by_a_weight_of_zero(fn):
     def f(x, w):
         return loss(x, Y, weights=w)
 
-    rows = jax.jacobian(fn)(x, Y)  # d losses_i / dx
-    close(jax.grad(f, 1)(x, w), fn(x, Y))
-    close(jax.jacfwd(f, 1)(x, w), fn(x, Y))
-    close(jax.jacobian(jax.grad(f, 1))(x, w), rows)
-    close(jnp.moveaxis(jax.jacobian(jax.grad(f), 1)(x, w), -1, 0), rows)
-    mean = jax.grad(lambda w: Loss(fn, "weighted_mean")(x, Y, weights=w))(w)
+    @jax.jit
+    def derivatives(x, w):
+        return (
+            (jax.grad(f, 1)(x, w), jax.jacfwd(f, 1)(x, w)),
+            (jax.jacobian(jax.grad(f, 1))(x, w), jax.jacobian(jax.grad(f), 1)(x, w)),
+            jax.grad(lambda w: Loss(fn, "weighted_mean")(x, Y, weights=w))(w),
+            jax.jacobian(fn)(x, Y),  # d losses_i / dx
+        )
+
+    once, twice, mean, rows = derivatives(x, w)
+    close(once, (fn(x, Y), fn(x, Y)))
+    close((twice[0], jnp.moveaxis(twice[1], -1, 0)), (rows, rows))
     close(mean, (fn(x, Y) - np.average(fn(x, Y), weights=W)) / W.sum())
 
 
@@ -338,15 +346,15 @@ def test_grad_in_scan_and_remat():
         value, gradient = jax.value_and_grad(loss)(x, Y, weights=W)
         return x - gradient, value
 
-    end, values = jax.lax.scan(step, jnp.asarray(X), length=3)
+    end, values = jax.jit(lambda x: jax.lax.scan(step, x, length=3))(X)
     x = X
     for value in values:
         close(loss(x, Y, weights=W), value)
         p = np.exp(log_softmax(x)) - np.eye(3)[Y]
         x = x - (W[:, None] * p / 4).astype("f")
     close(end, x)
-    remat = jax.grad(jax.checkpoint(lambda x: loss(x, Y, weights=W)))(X)
-    close(remat, jax.grad(lambda x: loss(x, Y, weights=W))(X))
+    remat = jax.jit(jax.grad(jax.checkpoint(lambda x: loss(x, Y, weights=W))))(X)
+    close(remat, jax.jit(jax.grad(lambda x: loss(x, Y, weights=W)))(X))
 
 
 def test_trains_with_optax():
@@ -378,7 +386,7 @@ def test_shares_of_mapped_axis_add_up(reduction, kwargs):
     share = jax.vmap(Loss(integer_ce, reduction, axis_name="d"), axis_name="d")
     shares = lambda x: jnp.sum(share(fold(x), fold(Y), **jax.tree.map(fold, kwargs)))
     whole = lambda x: Loss(integer_ce, reduction)(x, Y, **kwargs)
-    close(jax.value_and_grad(shares)(X), jax.value_and_grad(whole)(X))
+    close(*(jax.jit(jax.value_and_grad(f))(X) for f in (shares, whole)))
 
 
 SHARDED = """

@@ -20,14 +20,21 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize(
+    "platforms",
+    [PLATFORMS, *(pytest.param((p,), marks=pytest.mark.slow) for p in PLATFORMS)],
+    ids="+".join,
+)
 @DTYPES
 @each_formula
-def test_lowers_for_every_platform(case, dtype):
+def test_lowers_for_every_platform(case, dtype, platforms):
     """Losses with their gradients; also where another platform than this one's is the target."""
     step = jax.jit(sweep(case))
     batch = case.random(rng(), 16, dtype=dtype)
-    for platform in ("cpu", "cuda", "tpu"):
-        assert jax.export.export(step, platforms=[platform])(*batch).platforms == (platform,)
+    assert jax.export.export(step, platforms=platforms)(*batch).platforms == platforms
 
 
 def temporaries(fn, *args):

@@ -235,6 +235,7 @@ def test_ignored_rows(case, fn, index):
 
 
 @functions("elementwise", "dense", cases=ONE_MASKED_EACH)
+@pytest.mark.few(5)
 def test_size_one_labels_and_masks(case, fn):
     x, full = case.random(rng(), 4, size=CLASSES)
     row, column = np.array([[True, False, True, True, True]]), np.array([[True], [False]] * 2)

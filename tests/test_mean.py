@@ -83,7 +83,7 @@ def test_over_mapped_axes():
 
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"where": M, "weights": W}])
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 def test_parts_of_a_loss(reduction, kwargs):
     loss = Loss(ce, reduction, ignore_index=-1)
 
@@ -93,9 +93,10 @@ def test_parts_of_a_loss(reduction, kwargs):
         zipped = zip(parts, of, strict=True)
         return sum(loss.parts(x[part], Y[part], **of) for part, of in zipped).value
 
-    whole = jax.value_and_grad(lambda x: loss(x, Y, **kwargs))(X)
+    whole = jax.jit(jax.value_and_grad(lambda x: loss(x, Y, **kwargs)))(X)
+    of_parts = jax.jit(jax.value_and_grad(cut), static_argnums=1)
     for parts in ((), (2,), (3, 4, 4)):
-        close(jax.value_and_grad(cut)(X, parts), whole)
+        close(of_parts(X, parts), whole)
     # Values of examples, by the same reduction.
     each = Loss(ce, "none", ignore_index=-1)(X, Y)
     where = kwargs.get("where", True) & (Y >= 0)
@@ -104,14 +105,14 @@ def test_parts_of_a_loss(reduction, kwargs):
 
 @pytest.mark.parametrize("implementation", ["tokens", "vocab", "dense"])
 @pytest.mark.parametrize("kwargs", [{}, {"where": M}, {"weights": W}, {"ignore_index": 1}])
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_parts_of_a_linear_loss(kwargs, implementation):
     hidden, weight, labels = X, RNG.normal(size=(3, 5)).astype("f"), abs(Y)
     fn = partial(jaxloss.linear_cross_entropy, labels=labels, implementation=implementation)
     parts = partial(fn, reduction="parts", **kwargs)
     got = parts(hidden, weight)
     assert isinstance(got, Mean) and got.total.dtype == got.size.dtype == jnp.float32
-    whole = jax.value_and_grad(partial(fn, **kwargs), (0, 1))(hidden, weight)
+    whole = jax.jit(jax.value_and_grad(partial(fn, **kwargs), (0, 1)))(hidden, weight)
     close(jax.jit(jax.value_and_grad(lambda *x: parts(*x).value, (0, 1)))(hidden, weight), whole)
     assert got.size == {"where": 4, "ignore_index": 3}.get(next(iter(kwargs), ""), 6)
 

@@ -52,6 +52,7 @@ def written_out(x, y, sizes):
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("shape", [(N,), (4, 6)])
 @pytest.mark.parametrize("x", [X, BAD], ids=["", "nan"])
+@pytest.mark.few(3)
 def test_values(x, shape, wrap):
     call = lambda x, y, sizes: metrics(x, y, bytes_per_token=sizes)
     got = wrap(call)(x.reshape(*shape, C), Y.reshape(shape), SIZES.reshape(shape))
@@ -70,9 +71,14 @@ def test_values(x, shape, wrap):
 
 def test_parts_add_up():
     cuts = (slice(0, 5), slice(5, 6), slice(6, N))
-    parts = [metrics(X[i], Y[i], bytes_per_token=SIZES[i]) for i in cuts]
     is_mean = lambda x: isinstance(x, Mean)
-    added = jax.tree.map(lambda *m: sum(m), *parts, is_leaf=is_mean)
+
+    @jax.jit
+    def of_parts():
+        parts = [metrics(X[i], Y[i], bytes_per_token=SIZES[i]) for i in cuts]
+        return jax.tree.map(lambda *m: sum(m), *parts, is_leaf=is_mean)
+
+    added = of_parts()
     for name, want in written_out(X, Y, SIZES).items():
         close(added[name].value, want)
     with pytest.raises(TypeError):

@@ -196,6 +196,7 @@ def temporaries(loss, x, y):
 
 
 @pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.few(1)
 def test_memory_of_towers(name):  # One array of batch times batch is 268 MB.
     loss = functools.partial(TOWERS[name], chunk_size=128)
     # 4 MB of it are a block of logits that is looked at again if one of them is infinite.
@@ -203,12 +204,14 @@ def test_memory_of_towers(name):  # One array of batch times batch is 268 MB.
 
 
 @pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.few(2)
 def test_memory_of_blocks(name):
     loss = functools.partial(LABELLED[name], chunk_size=128)
     assert temporaries(loss, (8192, 64), jnp.int32) <= 60e6
 
 
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.grad])
+@pytest.mark.few(1)
 def test_memory_of_second_derivatives(mode):
     loss = functools.partial(jaxloss.info_nce, chunk_size=128)
     shape = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
@@ -280,14 +283,15 @@ def test_nan_is_loud(name):
     assert np.isnan(losses) and np.all(np.isnan(gradient[3]))
 
 
-def test_half_precision():
-    for name, loss in LOSSES.items():
-        x = X.astype(jnp.bfloat16)
-        y = TARGETS[name] if name in LABELLED else Y.astype(jnp.bfloat16)
-        y32 = y if name in LABELLED else y.astype(np.float32)
-        got = loss(x, y)
-        assert got.dtype == jnp.float32
-        close(got, loss(x.astype(np.float32), y32), 1e-5)
+@EVERY
+@pytest.mark.few(3)
+def test_half_precision(name):
+    x, loss = X.astype(jnp.bfloat16), LOSSES[name]
+    y = TARGETS[name] if name in LABELLED else Y.astype(jnp.bfloat16)
+    y32 = y if name in LABELLED else y.astype(np.float32)
+    got = loss(x, y)
+    assert got.dtype == jnp.float32
+    close(got, loss(x.astype(np.float32), y32), 1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -52,6 +52,7 @@ def test_half_precision_computes_in_float32(case):
 
 
 @each_kind
+@pytest.mark.few(12)
 def test_dtypes_of_results(case):
     """float64 stays, and float32 too where float64 is enabled; of half losses are float32."""
     wide_floats = {jnp.float64: jnp.float64, jnp.float32: jnp.float32}

@@ -92,6 +92,7 @@ def with_metrics(params, x, y):
     return three_terms(params, x, y), {"accuracy": [accuracy]}
 
 
+@partial(jax.jit, static_argnums=0)
 def plainly(objective, params, *arrays):
     """The definition: of all rows at once, by `jax.value_and_grad`."""
 
@@ -148,7 +149,7 @@ CUTS += [(m, 8, kind) for m in (None, 3) for kind in (False, AxisType.Auto, Axis
 
 @pytest.mark.parametrize(("microbatches", "devices", "kind"), CUTS, ids=str)
 @pytest.mark.parametrize("objective", [one_term, three_terms, packed])
-@pytest.mark.few(16)
+@pytest.mark.few(9)
 def test_is_that_of_the_whole_batch(objective, microbatches, devices, kind):
     arrays = batch(microbatches, devices)
     options = {} if objective is one_term else {"weights": WEIGHTS}
@@ -167,7 +168,7 @@ def test_terms_and_metrics(microbatches, kind):
         with_metrics, microbatches, 8, kind, arrays, weights=WEIGHTS, has_aux=True
     )
     assert max(distance((value, gradient), plainly(three_terms, PARAMS, *arrays))) < 1e-12
-    assert max(distance((terms, metrics), with_metrics(PARAMS, *arrays))) < 1e-12
+    assert max(distance((terms, metrics), jax.jit(with_metrics)(PARAMS, *arrays))) < 1e-12
     assert isinstance(terms["tokens"], Mean) and isinstance(metrics["accuracy"][0], Mean)
     assert int(metrics["accuracy"][0].size) == np.sum(arrays[1] >= 0) > 0
 
@@ -178,7 +179,7 @@ def test_terms_without_a_size_are_zero():
 
     arrays = batch(None, 1)
     for microbatches in (None, 2):
-        step = value_and_grad(objective, weights=WEIGHTS, microbatches=microbatches)
+        step = jax.jit(value_and_grad(objective, weights=WEIGHTS, microbatches=microbatches))
         got = step(PARAMS, *arrays)
         assert max(distance(got, plainly(three_terms, PARAMS, *arrays))) < 1e-12
         value, gradient = step(PARAMS, arrays[0], jnp.full_like(arrays[1], -1))
@@ -203,6 +204,7 @@ def test_weights(microbatches):
         return three_terms(params, x, y) | {"off": Mean(jnp.inf * jnp.sum(params["in"]), 1)}
 
     off = value_and_grad(infinite, weights=WEIGHTS | {"off": 0}, microbatches=microbatches)
+    off = jax.jit(off)
     assert max(distance(off(PARAMS, *arrays), plainly(three_terms, PARAMS, *arrays))) < 1e-12
 
 
@@ -214,7 +216,7 @@ def test_a_penalty_of_the_parameters_counts_once():
         return {"loss": one_term(params, x, y), "decay": Mean(penalty(params), 1)}
 
     arrays = batch(2, 8)
-    want = jax.value_and_grad(lambda p: one_term(p, *arrays).value + penalty(p))(PARAMS)
+    want = jax.jit(jax.value_and_grad(lambda p: one_term(p, *arrays).value + penalty(p)))(PARAMS)
     for kind in (True, False, AxisType.Auto):
         assert max(distance(evaluate(objective, 2, 8, kind, arrays), want)) < 1e-12
 
@@ -232,7 +234,7 @@ def test_as_jax_value_and_grad():
         plain = jax.value_and_grad(lambda *args: 2 * objective(*args).value, argnums)
         for microbatches in (None, 2):
             step = value_and_grad(objective, argnums, microbatches=microbatches)
-            got, want = step(*args, scale=2.0), plain(*args)
+            got, want = jax.jit(partial(step, scale=2.0))(*args), jax.jit(plain)(*args)
             assert jax.tree.structure(got) == jax.tree.structure(want)
             assert max(distance(got, want)) < 1e-12
     assert value_and_grad(objective).__name__ == "objective"
@@ -262,15 +264,15 @@ def test_can_be_differentiated_again(wrap, microbatches):
     gradient = lambda p: step(p, *arrays)[1]
     plain = lambda p: plainly(three_terms, p, *arrays)[1]
     v = jax.tree.map(np.cos, PARAMS)
-    got, want = (jax.jvp(f, (PARAMS,), (v,)) for f in (gradient, plain))
+    got, want = (jax.jit(partial(jax.jvp, f))((PARAMS,), (v,)) for f in (gradient, plain))
     assert max(distance(got, want)) < 1e-11
     inner = lambda f: (
         lambda p: sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (f(p), v)), strict=True))
     )
-    assert max(distance(*(jax.grad(inner(f))(PARAMS) for f in (gradient, plain)))) < 1e-11
+    assert max(distance(*(jax.jit(jax.grad(inner(f)))(PARAMS) for f in (gradient, plain)))) < 1e-11
     # By what the sizes are made of: learned weights of examples.
     by_weights = [
-        jax.grad(lambda x, f=f: f(three_terms, PARAMS, x, arrays[1]))(arrays[0])
+        jax.jit(jax.grad(lambda x, f=f: f(three_terms, PARAMS, x, arrays[1])))(arrays[0])
         for f in (
             lambda objective, *args: value_and_grad(
                 wrap(objective), weights=WEIGHTS, microbatches=microbatches
@@ -292,8 +294,8 @@ def test_in_scan_and_vmap():
     _, values = jax.lax.scan(descend, jax.tree.map(jnp.asarray, PARAMS), length=3)
     assert values[2] < values[1] < values[0]
     several = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), PARAMS)
-    got = jax.vmap(step, (0, None, None))(several, *arrays)
-    want = step(jax.tree.map(lambda p: 2 * p, PARAMS), *arrays)
+    got = jax.jit(jax.vmap(step, (0, None, None)))(several, *arrays)
+    want = jax.jit(step)(jax.tree.map(lambda p: 2 * p, PARAMS), *arrays)
     assert max(distance(jax.tree.map(lambda x: x[1], got), want)) < 1e-12
 
 
@@ -301,7 +303,7 @@ def test_over_an_axis_of_vmap():
     arrays = batch(2, 8)
     step = value_and_grad(three_terms, weights=WEIGHTS, microbatches=2, axis_name="d")
     folded = [x.reshape(8, -1, *x.shape[1:]) for x in arrays]
-    got = jax.vmap(step, (None, 0, 0), axis_name="d", out_axes=None)(PARAMS, *folded)
+    got = jax.jit(jax.vmap(step, (None, 0, 0), axis_name="d", out_axes=None))(PARAMS, *folded)
     assert max(distance(got, plainly(three_terms, PARAMS, *arrays))) < 1e-12
 
 
@@ -341,7 +343,7 @@ def test_parameters_that_differ_over_the_devices():
             each = [one_term(params | {"in": inner[i]}, x[i], y[i]) for i in range(8)]
             return sum(each).value
 
-        assert max(distance(got, jax.value_and_grad(whole)(sharded))) < 1e-12
+        assert max(distance(got, jax.jit(jax.value_and_grad(whole))(sharded))) < 1e-12
 
 
 @pytest.mark.parametrize("kind", [True, AxisType.Auto, AxisType.Explicit], ids=str)
@@ -353,7 +355,7 @@ def test_a_linear_loss(kind):
 
     arrays = batch(3, 8)
     got = evaluate(objective, 3, 8, kind, arrays)
-    want = jax.value_and_grad(objective)(PARAMS, *arrays, reduction="mean")
+    want = jax.jit(jax.value_and_grad(partial(objective, reduction="mean")))(PARAMS, *arrays)
     np.testing.assert_array_equal(got[1]["out"][1], 0)
     got[1]["out"].pop(), want[1]["out"].pop()
     assert max(distance(got, want)) < 1e-12
@@ -471,7 +473,8 @@ def test_the_first_pass_has_no_model(wrap, microbatches):
 
     # A size that is made of the model's outputs costs the first pass a forward.
     assert first_pass(wrap(model_decides)) == 2
-    got = value_and_grad(wrap(model_decides), microbatches=microbatches)(PARAMS, *arrays)
+    step = jax.jit(value_and_grad(wrap(model_decides), microbatches=microbatches))
+    got = step(PARAMS, *arrays)
     assert max(distance(got, plainly(model_decides, PARAMS, *arrays))) < 1e-12
 
 

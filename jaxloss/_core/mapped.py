@@ -31,6 +31,12 @@ def explicit(operands: Any) -> bool:
     return any(kind == AxisType.Explicit for mesh in meshes for kind in mesh.axis_types)
 
 
+def automatically_split(x: Array) -> bool:
+    """Whether `x` may be split over devices by XLA, as far as its type says."""
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh.size > 1 and any(kind != AxisType.Manual for kind in mesh.axis_types)
+
+
 def automatic(formula: Callable[..., Any], specs: Any, *operands: Any) -> Any:
     """`formula(*operands)`, split as the specs say, with all that is in between left to XLA."""
     if not explicit(operands):

@@ -3,7 +3,6 @@
 Each formula stands once, in `fast`; what is differentiated further is `exact`.
 """
 
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from jaxloss._core.rows import finite_gap, softmax
 from jaxloss._core.rules import with_fast_gradient
 from jaxloss._core.split import (
     ClassAxis,
-    class_shape,
+    class_index,
     classes,
     largest_of,
     local_labels,
@@ -211,11 +210,6 @@ def is_label(labels: Array, x: Array, axis: ClassAxis) -> Array:
     return class_index(x, axis) == _local(labels, x, axis)
 
 
-def class_index(x: Array, axis: ClassAxis) -> Array:
-    """The number of each class on this device."""
-    return lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
-
-
 def _local(labels: Array, x: Array, axis: ClassAxis) -> Array:
     n = classes(x, axis)
     label = jnp.where((labels >= 0) & (labels < n), labels, n).astype(jnp.int32)
@@ -224,6 +218,6 @@ def _local(labels: Array, x: Array, axis: ClassAxis) -> Array:
 
 def other_class(labels: Array, x: Array, axis: ClassAxis) -> Array:
     """1 for all classes but the label, 0 for that: by arithmetic, see `passes`."""
-    index = lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
+    index = class_index(x, axis)
     label = local_labels(labels, x.shape[axis], axis).astype(x.dtype)
     return jnp.minimum(jnp.abs(index.astype(x.dtype) - label), 1)

@@ -14,6 +14,7 @@ formula as it is. `tests/test_passes.py` shows what is written without this; if 
 fails there, this room can go.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -91,11 +92,8 @@ def _tangent_carrier(operands: Sequence[Array]) -> Array | int:
 
 
 def _in_one_loop(terms: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
-    def add(a, b):
-        return [u + v for u, v in zip(a, b, strict=True)]
-
     zeros = [jnp.zeros((), t.dtype) for t in terms]
-    return [jnp.expand_dims(s, axes) for s in lax.reduce(terms, zeros, add, axes)]
+    return [jnp.expand_dims(s, axes) for s in lax.reduce(terms, zeros, _each_added, axes)]
 
 
 def largest(x: Array, axis: int) -> Array:
@@ -106,17 +104,14 @@ def largest(x: Array, axis: int) -> Array:
 
     def in_one_loop(x: Array) -> Array:
         least = jnp.asarray(-jnp.inf, x.dtype)
-        return lax.reduce(x, least, lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), (axis,))
+        return lax.reduce(x, least, _larger_or_nan, (axis,))
 
     def cpu(x: Array) -> Array:
         if _short(x.shape[axis]):
             return in_one_loop(x)
         big = float(jnp.finfo(x.dtype).max)
         top = plain(jnp.minimum(x, big))  # Of a NaN, too, that is big.
-        return lax.cond(jnp.all(top < big), lambda _, top: top, look, x, top)
-
-    def look(x: Array, _: Array) -> Array:
-        return plain(x) + jnp.sum(nan_of(x), axis)
+        return lax.cond(jnp.all(top < big), _top, _top_or_nan(axis), x, top)
 
     return lax.platform_dependent(x, cpu=cpu, default=plain)
 
@@ -209,12 +204,43 @@ def nan_beside_inf(x: Array, top: Array, axis: int) -> Array:
 
     def cpu(x: Array, top: Array) -> Array:
         look = jnp.any(top >= float(jnp.finfo(x.dtype).max))  # Which is next to never.
-        return lax.cond(look, lambda x, _: jnp.sum(nan_of(x), axis, keepdims=True), default, x, top)
+        return lax.cond(look, _nan_along(axis), _no_nan, x, top)
 
-    def default(x: Array, top: Array) -> Array:
-        return alike(jnp.zeros_like(top), x, top)
+    return lax.platform_dependent(*_all_alike((x, top)), cpu=cpu, default=_no_nan)
 
-    return lax.platform_dependent(*_all_alike((x, top)), cpu=cpu, default=default)
+
+# JAX knows by the function whether it has compiled a branch or a reduction before: outside of
+# `jit`, one that is defined anew at each call is compiled anew.
+def _each_added(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    return [u + v for u, v in zip(a, b, strict=True)]
+
+
+def _larger_or_nan(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
+
+
+def _top(_: Array, top: Array) -> Array:
+    return top
+
+
+def _no_nan(x: Array, top: Array) -> Array:
+    return alike(jnp.zeros_like(top), x, top)
+
+
+@functools.cache
+def _nan_along(axis: int) -> Formula:
+    def nan(x: Array, _: Array) -> Array:
+        return jnp.sum(nan_of(x), axis, keepdims=True)
+
+    return nan
+
+
+@functools.cache
+def _top_or_nan(axis: int) -> Formula:
+    def top(x: Array, _: Array) -> Array:
+        return jnp.max(x, axis) + jnp.sum(nan_of(x), axis)
+
+    return top
 
 
 def _name(formula: Formula) -> str:

@@ -18,7 +18,7 @@ from jaxloss._core.split import ClassAxis, total
 
 
 def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """Compile `formula` for an eager call; under a transformation, leave it to the caller's jit.
+    """Compile `formula` for an eager call and its derivatives; else leave it to the caller's jit.
 
     A jit inside of a jit, even an inlined one, would be traced and linearised on its own,
     which doubles the time that tracing a loss and its gradient takes. Under `jax_debug_infs` it is
@@ -28,11 +28,16 @@ def jit_when_eager(formula: Callable[..., Any], **jit_options: Any) -> Callable[
 
     @functools.wraps(formula)
     def call(*args, **options):
-        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        plain = traced and not jax.config.jax_debug_infs  # pyright: ignore[reportAttributeAccessIssue]
+        plain = not all(map(_has_a_value, jax.tree.leaves(args)))
+        plain &= not jax.config.jax_debug_infs  # pyright: ignore[reportAttributeAccessIssue]
         return (formula if plain else compiled)(*args, **options)
 
     return call
+
+
+def _has_a_value(x: Any) -> bool:
+    """Whether it is known by now, as also where it is differentiated without `jit`."""
+    return not isinstance(x, Tracer) or x.to_concrete_value() is not None
 
 
 def moves(tangent: Any) -> bool:

@@ -38,6 +38,11 @@ def class_shape(x: Array, axis: ClassAxis) -> tuple[int, ...]:
     return tuple(n if a == operator.index(axis) else 1 for a, n in enumerate(x.shape))
 
 
+def class_index(x: Array, axis: ClassAxis) -> Array:
+    """The number of each class on this device."""
+    return lax.broadcasted_iota(jnp.int32, class_shape(x, axis), operator.index(axis))
+
+
 def total_classes(n: int, axis: ClassAxis) -> int:
     """How many classes there are on all devices, if there are `n` on each."""
     return n * lax.axis_size(axis.axis_name) if isinstance(axis, Split) else n
@@ -110,7 +115,20 @@ def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
     n, a = x.shape[axis], operator.index(axis)
     index = jnp.clip(labels, 0, classes(x, axis) - 1)
     local = local_labels(index, n, axis)
-    entry = jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
+
+    def gathered(x: Array, local: Array) -> Array:
+        return jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
+
+    def selected(x: Array, local: Array) -> Array:
+        return jnp.sum(jnp.where(class_index(x, axis) == local, x, 0), a, keepdims=True)
+
+    # A TPU would write out all logits in float32 to gather from them; one row is not worth it.
+    one_row = x.size == n
+    entry = (
+        gathered(x, local)
+        if one_row
+        else lax.platform_dependent(x, local, tpu=selected, default=gathered)
+    )
     if not isinstance(axis, Split):
         return entry
     return lax.psum(jnp.where((local >= 0) & (local < n), entry, 0), axis.axis_name)

@@ -16,6 +16,7 @@ from jaxloss._core.split import ClassAxis, total_classes
 from jaxloss._mean import Mean
 from jaxloss.linear import _formulas, _operands
 from jaxloss.linear._head import Head, logits_dtype, logits_of, vocab_size
+from jaxloss.linear._live import LiveSweep, can_skip
 from jaxloss.linear._operands import AxisName
 from jaxloss.linear._rule import reduced
 from jaxloss.linear._sharding import automatic, groups
@@ -124,7 +125,10 @@ def linear_cross_entropy(
             - "tokens": chunks of tokens, three matmuls for value and gradients (two if `hidden`
               or `weight` is not differentiated). Temporary memory, in bytes, at most
               8 * chunk_size * V for logits and their gradients, 4 * D * V for the gradient of the
-              weight while it adds up, and 8 * N * D.
+              weight while it adds up, and 8 * N * D. Tokens that do not count, by `where`,
+              `ignore_index` or a weight of 0, are put behind the others, and chunks of them alone
+              are not computed; that takes up to 4 * N * D more. It needs tokens that stay on their
+              device: on one, or in `shard_map` without `axis_name`.
             - "vocab": blocks of the vocabulary, four matmuls; a block of the weight's gradient
               is written once, in its own dtype. Temporary memory at most 8 * chunk_size * N and
               8 * N * D. Not for reduction "none"; a weight split over devices belongs
@@ -258,6 +262,8 @@ def _formula(
     else:
         size = labels.shape[0] // groups, heads[0].hidden.shape[1], local_vocab
         sweep = _sweep(implementation, chip, chunk_size, size, axis, vocab_first)
+        if can_skip(sweep, heads[0].hidden, live, weights):
+            sweep = LiveSweep(sweep)
         losses = reduced(sweep, heads, labels, settings, reduction, weights, live, groups)
     return losses.reshape(shape) if reduction == "none" else losses
 

@@ -53,7 +53,10 @@ class TokenSweep:
         labels: Array,
         shared: Any,
         coefficients: Array,
+        live: Array | None = None,
     ) -> tuple[Array, Gradients]:
+        """See `Sweep`. With `live`, the others follow the first `live` tokens, and are left out."""
+
         # Without the checkpoint, reverse mode over reverse mode keeps the logits of all chunks.
         @partial(jax.checkpoint, prevent_cse=False)
         def chunk(tokens):
@@ -73,7 +76,7 @@ class TokenSweep:
             return (jnp.sum(times(a, losses)), g_weight, g_shared), each
 
         tokens = tuple(head.hidden for head in heads), labels, coefficients
-        sums, (g_hidden, losses) = over_chunks(chunk, self.chunk_size, tokens)
+        sums, (g_hidden, losses) = over_chunks(chunk, self.chunk_size, tokens, live)
         total, g_weight, g_shared = sums
         g_weight = in_dtypes(g_weight, [head.weight for head in heads])
         return total, Gradients(g_hidden, g_weight, g_shared, losses)
@@ -128,9 +131,17 @@ def with_hidden(heads: Sequence[Head], hidden: Sequence[Array]) -> tuple[Head, .
     return tuple(Head(h, head.weight) for h, head in zip(hidden, heads, strict=True))
 
 
-def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) -> tuple[Any, Any]:
-    """Sum over chunks what `body` returns first; join what it returns second, one per token."""
+def over_chunks(
+    body: Callable[..., tuple[Any, Any]], size: int, tokens: Any, live: Array | None = None
+) -> tuple[Any, Any]:
+    """Sum over chunks what `body` returns first; join what it returns second, one per token.
+
+    With `live`, chunks beyond the first `live` tokens are left out, and leave zeros; reverse mode
+    does not go through them.
+    """
     n = jax.tree.leaves(tokens)[0].shape[0]
+    if live is not None:
+        return _over_the_first(live, body, size, tokens)
     chunks = jax.tree.map(partial(_split, size), tokens)
     first = jax.tree.map(lambda x: x[0], chunks)
 
@@ -145,6 +156,32 @@ def over_chunks(body: Callable[..., tuple[Any, Any]], size: int, tokens: Any) ->
     zeros = jax.tree.map(lambda t: alike(jnp.zeros(t.shape, t.dtype), t), types)
     sums, each = lax.scan(step, zeros, chunks)
     return sums, jax.tree.map(partial(_join, n), each)
+
+
+def _over_the_first(
+    live: Array, body: Callable[..., tuple[Any, Any]], size: int, tokens: Any
+) -> tuple[Any, Any]:
+    n = jax.tree.leaves(tokens)[0].shape[0]
+    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1)), tokens)
+
+    def chunk(i):
+        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * size, size), padded)
+
+    def step(i, carry):
+        def put(whole, part):
+            return lax.dynamic_update_slice_in_dim(whole, part, i * size, 0)
+
+        sums, each = carry
+        more, some = body(chunk(i))
+        return jax.tree.map(jnp.add, sums, more), jax.tree.map(put, each, some)
+
+    def zeros(t, *length):
+        return alike(jnp.zeros((*length, *t.shape[len(length) :]), t.dtype), t)
+
+    types, some = jax.eval_shape(body, chunk(0))
+    start = jax.tree.map(zeros, types), jax.tree.map(lambda t: zeros(t, n + -n % size), some)
+    sums, each = lax.fori_loop(0, (live + size - 1) // size, step, start)
+    return sums, jax.tree.map(lambda x: x[:n], each)
 
 
 def _split(size: int, x: Array) -> Array:

@@ -30,6 +30,7 @@ from tests.test_transforms import close
 
 
 @pytest.mark.parametrize("chunk_size", [None, 128])
+@pytest.mark.few(1)
 def test_memory_of_ntxent(chunk_size):  # optax: 6.45 GB
     loss = functools.partial(jaxloss.ntxent, chunk_size=chunk_size)
     assert temporaries(loss, (1024, 512), jnp.int32) <= 20e6

@@ -283,6 +283,7 @@ ROWS = ((8, 2000), jnp.float32)
 @pytest.mark.parametrize(
     "options", [{}, {"where": B, "segments": I, "weights": F}], ids=["", "all"]
 )
+@pytest.mark.few(1)
 def test_memory(fn, options):
     """The pairs alone of one array would take 128 MB."""
 

@@ -422,6 +422,7 @@ def test_wrong_shapes():
             fn(x, ends, labels, 0 * labels, blank_id=blank)
 
 
+@pytest.mark.slow
 def test_memory_does_not_have_a_row_of_classes_for_each_label():
     batch, frames, classes, width = 4, 64, 8192, 30
     x = jax.ShapeDtypeStruct((batch, frames, classes), jnp.float32)

@@ -178,6 +178,7 @@ def equinox():
 
 
 @pytest.mark.parametrize("framework", [linen, nnx_, equinox])
+@pytest.mark.few(1)
 def test_penalties_from_inside(framework):
     params, total = framework()
     data = (FLOWERS, SPECIES)

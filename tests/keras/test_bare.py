@@ -68,7 +68,7 @@ def test_weights_and_masks_reach_it(loss):
 
 
 @pytest.mark.parametrize("name", FIRST)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_every_class_in_compile(name):
     """Weights, masks and integer labels get there as in a call of its own."""
     settings, t, p = FIRST[name]

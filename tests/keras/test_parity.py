@@ -1,6 +1,7 @@
 """The same numbers as Keras's, to the last digits of float64, and the same signatures."""
 
 import inspect
+import itertools
 import warnings
 from functools import partial
 
@@ -156,20 +157,20 @@ def some(case):
 @pytest.mark.filterwarnings("ignore")
 def test_classes(name, settings, t, p):
     values = jax.eval_shape(getattr(ours, name)(**settings, reduction="none"), t, p)
-    for reduction in REDUCTIONS:
-        weights = list(weights_of(values))
-        if reduction == "mean_with_sample_weight":  # Keras divides by the sum of what it is given.
-            weights = [None if w is None else np.broadcast_to(w, values.shape) for w in weights]
+
+    def both(reduction, weight):
+        if reduction == "mean_with_sample_weight" and weight is not None:
+            # Keras divides by the sum of what it is given.
+            weight = np.broadcast_to(weight, values.shape)
         known = {**of_keras(name, settings), "reduction": reduction, "dtype": "float64"}
         theirs = getattr(keras.losses, name)(**known)
         loss = getattr(ours, name)(**settings, reduction=reduction)
-        want, got = (
-            jax.jit(lambda t, p, f=f, ws=weights: [f(t, p, w) for w in ws])(t, p)
-            for f in (theirs, loss)
-        )
-        for a, b in zip(got, want, strict=True):
-            assert a.shape == b.shape and a.dtype == b.dtype == np.float64
-            np.testing.assert_allclose(a, b, 1e-12, 1e-15)
+        return lambda t, p: (loss(t, p, weight), theirs(t, p, weight))
+
+    pairs = [both(*kind) for kind in itertools.product(REDUCTIONS, weights_of(values))]
+    for got, want in jax.jit(lambda t, p: [pair(t, p) for pair in pairs])(t, p):
+        assert got.shape == want.shape and got.dtype == want.dtype == np.float64
+        np.testing.assert_allclose(got, want, 1e-12, 1e-15)
 
 
 def plainly(case):

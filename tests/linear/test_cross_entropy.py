@@ -202,7 +202,7 @@ def test_a_bad_label_is_loud(sweep, label):
     assert list(np.flatnonzero(np.isnan(dh).all(1))) == [3]
     each = jaxloss.linear_cross_entropy(hidden, weight, labels, reduction="none")
     assert list(np.flatnonzero(np.isnan(each))) == [3]
-    error, _ = checkify.checkify(fused)(hidden, weight, labels)
+    error, _ = jax.jit(checkify.checkify(fused))(hidden, weight, labels)
     assert "labels must be in [0, 23)" in error.get()
 
 
@@ -320,23 +320,29 @@ def gradient(f):
 @pytest.mark.parametrize(
     "mode", [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MODES]
 )
-@pytest.mark.parametrize("sweep", [*SWEEPS, "none"])
-@pytest.mark.few(4)
+@pytest.mark.parametrize("sweep", [*SWEEPS, "none", "masked"])
+@pytest.mark.few(5)
 def test_derivatives_of_all_kinds(sweep, mode):
+    kept = np.array([False, True, False, True, True])
+    extra = {
+        "none": {"reduction": "none"},
+        "masked": {"where": kept, "implementation": "tokens"},
+    }.get(sweep, {"implementation": sweep})
     with jax.enable_x64(True):
         hidden, weight, labels = operands(np.float64, n=5, d=2, v=4)
         v = jax.tree.map(lambda x: np.cos(3 * x), (hidden, weight))
 
-        def loss(sweep):
-            extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
+        def loss():
             return lambda h, w: jaxloss.linear_cross_entropy(
                 h, w, labels, chunk_size=2, label_smoothing=0.1, z_loss=0.01, **extra
             )
 
         reduction = "none" if sweep == "none" else "mean"
         dense = partial(written_out, reduction=reduction, label_smoothing=0.1, z_loss=0.01)
-        got = jax.jit(partial(MODES[mode], loss(sweep)))((hidden, weight), v)
-        expected = MODES[mode](lambda h, w: dense(h, w, labels), (hidden, weight), v)
+        got = jax.jit(partial(MODES[mode], loss()))((hidden, weight), v)
+        live = kept if sweep == "masked" else slice(None)
+        plain = partial(MODES[mode], lambda h, w: dense(h[live], w, labels[live]))
+        expected = jax.jit(plain)((hidden, weight), v)
         assert_close(got, expected, 1e-12)
 
 
@@ -355,7 +361,7 @@ def test_vmap_over_labels_and_settings(sweep):
 
 
 def test_without_jit():
-    hidden, weight, labels = operands()
+    hidden, weight, labels = operands(n=5)
     expected = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
     with jax.disable_jit():
         got = jaxloss.linear_cross_entropy(hidden, weight, labels, chunk_size=4)
@@ -366,25 +372,30 @@ def matmuls(fn, *args):
     return as_users(fn).lower(*args).compile().as_text().count(" dot(")
 
 
-def test_number_of_matmuls():
+@pytest.mark.parametrize(
+    ("sweep", "of", "number"),
+    [
+        ("tokens", (0, 1), 3),
+        ("tokens", (), 1),
+        ("tokens", (0,), 2),
+        ("tokens", (1,), 2),
+        ("vocab", (0,), 3),
+        ("vocab", (1,), 3),
+        ("vocab", (0, 1), 4),
+        ("none", (0, 1), 4),
+    ],
+)
+@pytest.mark.few(2)
+def test_number_of_matmuls(sweep, of, number):
     hidden, weight, labels = operands(n=64, d=16, v=96)
+    extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
+    size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
 
-    def of(sweep, of, **s):
-        extra = {"reduction": "none"} if sweep == "none" else {"implementation": sweep}
-        size = {"chunk_size": 32} if sweep == "vocab" else {"chunk_size": 16}
+    def loss(h, w):
+        losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
+        return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
 
-        def loss(h, w):
-            losses = jaxloss.linear_cross_entropy(h, w, labels, **extra, **size)
-            return jnp.sum(losses * jnp.cos(losses)) if sweep == "none" else losses
-
-        return matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight)
-
-    assert of("tokens", ()) == 1
-    assert of("tokens", (0, 1)) == 3
-    assert of("tokens", (0,)) == of("tokens", (1,)) == 2
-    assert of("vocab", (0, 1)) == 4
-    assert of("vocab", (0,)) == of("vocab", (1,)) == 3
-    assert of("none", (0, 1)) == 4
+    assert matmuls(jax.value_and_grad(loss, of) if of else loss, hidden, weight) == number
 
 
 def temporary(fn, *shapes):
@@ -392,6 +403,7 @@ def temporary(fn, *shapes):
     return as_users(fn).lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_docstring_says():
     n, d, v = 2048, 64, 4096
     shapes = ((n, d), np.float32), ((d, v), np.float32), ((n,), np.int32)

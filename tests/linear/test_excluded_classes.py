@@ -112,6 +112,7 @@ def test_which_functions_smooth():
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.few(3)
 def test_logits_of_minus_infinity_in_the_plain_loss(axis, weighted):
     """In value and derivatives, as `where`, and as the loss of the other classes."""
     rng = np.random.default_rng(0)
@@ -120,6 +121,7 @@ def test_logits_of_minus_infinity_in_the_plain_loss(axis, weighted):
     fn = partial(jaxloss.softmax_cross_entropy_with_integer_labels, label_smoothing=0.25, axis=axis)
     excluded = np.where(LIVE, logits, -np.inf).astype(np.float32)
 
+    @jax.jit
     def run(x, live=None, weights=weights):
         def loss(x):
             x, mask = (x, live) if axis else (x.T, None if live is None else live.T)

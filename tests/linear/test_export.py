@@ -25,6 +25,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.few(4)
 def test_a_symbolic_batch_of_sequences(name):
     def total(h, w, y):
         return jnp.sum(LOSSES[name](h, w, y))

@@ -300,9 +300,7 @@ def described(monkeypatch):
     [
         pytest.param(
             target, name,
-            marks=[] if (target, name) in {("v5e", "awkward"), ("v6e", "Gemma-2 2B")} else [
-                pytest.mark.slow
-            ],
+            marks=[] if (target, name) == ("v5e", "awkward") else [pytest.mark.slow],
         )
         for target in TOPOLOGIES for name in HEADS
     ],
