@@ -299,7 +299,7 @@ def entmax_loss(
 @partial(jit_when_eager, static_argnames="axis")
 def _entmax(x, labels, e, live, *, axis):
     x = inputs.live_classes(live, x, axis, -jnp.inf, 0)
-    exact, both = (partial(f, axis=axis) for f in (_entmax_nll, _entmax_nll_and_gradient))
+    exact, both = partial(_entmax_nll, axis=axis), partial(_entmax_nll_and_gradient, axis=axis)
     loss = with_fast_gradient(exact, both, axis)(x, labels, e)
     return inputs.live_rows(live, jnp.squeeze(loss, axis), axis)
 
