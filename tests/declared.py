@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "labels": (),
     "list": (CLASSES,),
     "pixels": (4, 2, CLASSES),
-    "embeddings": (6,),
+    "embeddings": (CLASSES,),
     "sequence": (8, CLASSES),
     "shared": (CLASSES, CLASSES),
 }
@@ -40,12 +40,14 @@ def arguments(fn: Any, rng: np.random.Generator, n: int, *, every: bool = False)
     """A well-behaved batch of n examples; `every` argument, or those without a default."""
     defaults = {k: p.default is not p.empty for k, p in inspect.signature(fn).parameters.items()}
     chosen = {k: v for k, v in takes(fn).operands.items() if every or not defaults[k]}
-    return {name: _sample(name, operand, rng, n) for name, operand in chosen.items()}
+    return {name: _sample(takes(fn), name, operand, rng, n) for name, operand in chosen.items()}
 
 
-def _sample(name, operand, rng, n):
-    shape = SHAPES[operand.kind]
+def _sample(of, name, operand, rng, n):
+    of_pixels = operand.kind == "labels" and of.has("pixels")
+    shape = SHAPES["pixels"][:-1] if of_pixels else SHAPES[operand.kind]
     shape = OF_SEQUENCES.get(name, shape) if operand.kind == "sequence" else shape
+    shape = (4,) if operand.of == "box" else shape
     batch = () if operand.kind == "shared" else (n,)
     if operand.of == "integer":
         # Of a sequence, 0 is the blank.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks
+from jaxloss._core import callers, checks
 from jaxloss._core.declare import FILL, Declaration, Operand, declaration
 from jaxloss._core.numerics import compute_dtype
 from jaxloss._core.reduce import per_example
@@ -257,6 +257,7 @@ class DeclaredCall(Call):
 
     def _of_parts(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         """Lists of items, tokens or pixels: a mask of these is the function's own."""
+        callers.refuse_keras()  # Of what is called by `eval_shape` the caller is JAX.
         run, arguments = self, dict(self.arguments)
         losses = jax.eval_shape(self.losses, arguments)
         if where is not None and self._reduced(losses):

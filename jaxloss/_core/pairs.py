@@ -63,12 +63,16 @@ def mask(where: ArrayLike | None, x_name: str, x: Array) -> Array | None:
     return _of_each_row("where", checks.boolean("where", where), x_name, x)
 
 
-def comparable(x: Array, y: Array, x_labels: Array, y_labels: Array) -> None:
+def same_features(x_name: str, x: Array, y_name: str, y: Array) -> None:
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"embeddings of shape {x.shape} and reference_embeddings of shape {y.shape} must "
-            f"have the same number of features"
+            f"{x_name} of shape {x.shape} and {y_name} of shape {y.shape} must have the same "
+            f"number of features"
         )
+
+
+def comparable(x: Array, y: Array, x_labels: Array, y_labels: Array) -> None:
+    same_features("embeddings", x, "reference_embeddings", y)
     if x_labels.dtype != y_labels.dtype:
         raise TypeError(
             f"labels of dtype {x_labels.dtype} and reference_labels of dtype {y_labels.dtype} "
@@ -101,6 +105,18 @@ def columns(rows: Side, axis_name: AxisName) -> Side:
     if axis_name is None:
         return rows
     return jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), rows)
+
+
+def extended(others: Side, more: Side) -> Side:
+    """Further columns, in places below 0 and so none of the batch's; their labels say nothing."""
+    joined = jnp.concatenate([others.vectors, more.vectors])
+    place = jnp.concatenate([others.place, -1 - more.place])
+    labels, live = others.labels, others.live
+    if labels is not None:
+        labels = jnp.concatenate([labels, jnp.zeros(more.place.shape, labels.dtype)])
+    if live is not None:
+        live = jnp.concatenate([live, jnp.ones(more.place.shape, bool)])
+    return Side(joined, place, labels, live)
 
 
 def blocks(x: Array, size: int, axis: int) -> Array:

@@ -120,7 +120,8 @@ def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
         return jnp.take_along_axis(x, jnp.clip(local, 0, n - 1), a, mode="promise_in_bounds")
 
     def selected(x: Array, local: Array) -> Array:
-        return jnp.sum(jnp.where(class_index(x, axis) == local, x, 0), a, keepdims=True)
+        index = class_index(x, axis).astype(local.dtype)
+        return jnp.sum(jnp.where(index == local, x, 0), a, keepdims=True)
 
     # A TPU would write out all logits in float32 to gather from them; one row is not worth it.
     one_row = x.size == n

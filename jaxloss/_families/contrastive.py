@@ -96,7 +96,7 @@ def _ntxent_block(rows: Side, others: Side, temperature: Array) -> tuple[Array, 
     return jnp.sum(losses, 1), jnp.sum(positive, 1, dtype=logits.dtype)
 
 
-@takes(queries="embeddings", keys="embeddings")
+@takes(queries="embeddings", keys="embeddings", extra_keys="shared", ids=("number", "integer"))
 def info_nce(
     queries: ArrayLike,
     keys: ArrayLike,
@@ -104,6 +104,8 @@ def info_nce(
     temperature: ArrayLike = 0.07,
     symmetric: bool = False,
     normalize: bool = True,
+    extra_keys: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
     where: ArrayLike | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName = None,
@@ -114,6 +116,8 @@ def info_nce(
 
         loss_i = -log(exp(s_ii / T) / sum_j exp(s_ij / T))
 
+    where j runs over the keys of the batch and the extra ones.
+
     Args:
         queries: floating, of shape (batch, features).
         keys: of the same shape; row i belongs to query i, the other rows are its negatives.
@@ -121,12 +125,17 @@ def info_nce(
             learned logit scale.
         symmetric: whether to average with the loss of each key picking its query, as CLIP does.
         normalize: whether s is the cosine, or the inner product of the embeddings as they are.
+        extra_keys: of shape (extra, features), further negatives of all queries: hard ones, or a
+            queue of earlier keys, of which `jax.lax.stop_gradient` keeps the derivative away. If
+            symmetric, keys pick among the queries alone.
+        ids: integers of shape (batch,), what each pair is of. Another pair with one's own id is
+            no negative, and is left out of the sum. Extra keys have none.
         where: booleans of shape (batch,): which pairs exist; 0 is the loss of others.
         chunk_size: how many rows meet all others at a time. By default all at once, in a few
             arrays of batch times batch numbers; with it there is never one of that size, and
             a derivative computes each block of similarities twice.
-        axis_name: axes of `shard_map` along which the batch is split; the losses are this
-            device's rows of those of the whole batch.
+        axis_name: axes of `shard_map` along which the batch, and extra keys, are split; the losses
+            are this device's rows of those of the whole batch.
 
     Returns:
         The losses of the queries (of the pairs if symmetric) in nats, of shape (batch,), in
@@ -149,31 +158,42 @@ def info_nce(
     [0.126928 0.0181499]
     """
     x, y = pairs.towers("queries", queries, "keys", keys)
+    if extra_keys is not None:
+        extra_keys = pairs.vectors("extra_keys", extra_keys, x.dtype)
+        pairs.same_features("queries", x, "extra_keys", extra_keys)
+    if ids is not None:
+        ids = pairs.labels("ids", ids, "queries", x)
     live = pairs.mask(where, "queries", x)
     temperature = checks.positive("temperature", temperature, x.dtype)
     size = checks.chunk_size(chunk_size)
     static = {"normalize": normalize, "size": size, "axis_name": axis_name}
-    return _info_nce(x, y, temperature, live, symmetric=symmetric, **static)
+    return _info_nce(x, y, extra_keys, ids, temperature, live, symmetric=symmetric, **static)
 
 
 @partial(jit_when_eager, static_argnames=("symmetric", "normalize", "size", "axis_name"))
 @left_to_xla(1)
-def _info_nce(x, y, temperature, live, *, symmetric, normalize, size, axis_name):
-    queries, keys = (pairs.side(a, None, live, normalize, axis_name) for a in (x, y))
+def _info_nce(x, y, extra, ids, temperature, live, *, symmetric, normalize, size, axis_name):
+    queries, keys = (pairs.side(a, ids, live, normalize, axis_name) for a in (x, y))
 
     def picking(rows, others):
-        others = pairs.columns(others, axis_name)
         return pairs.sweep(_info_nce_block, rows, others, size, temperature)
 
-    losses = picking(queries, keys)
+    columns = pairs.columns(keys, axis_name)
+    if extra is not None:
+        more = pairs.columns(pairs.side(extra, None, None, normalize, axis_name), axis_name)
+        columns = pairs.extended(columns, more)
+    losses = picking(queries, columns)
     if symmetric:
-        losses = (losses + picking(keys, queries)) / 2
+        losses = (losses + picking(keys, pairs.columns(queries, axis_name))) / 2
     return inputs.masked(live, losses)
 
 
 def _info_nce_block(rows: Side, others: Side, temperature: Array) -> Array:
     logits = pairs.products(rows, others) / temperature
     logits = inputs.exclude(pairs.present(others), logits, -jnp.inf)
+    if rows.labels is not None:
+        same, _ = pairs.kinds(rows, others)
+        logits = jnp.where(same & (others.place >= 0)[None], -jnp.inf, logits)
     return label_nll(logits, rows.place[:, None], 1)[:, 0]
 
 

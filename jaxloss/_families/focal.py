@@ -203,6 +203,87 @@ def _wrong_slope_rule(primals, tangents):
     return r, tangent_sum(r, (dx, by_x), (dz, by_z))
 
 
+@takes(logits=("entries", "logits"), labels=("entries", "bit"))
+def asymmetric_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma_negative: ArrayLike = 4.0,
+    gamma_positive: ArrayLike = 1.0,
+    clip: ArrayLike = 0.05,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Asymmetric loss of many labels: easy negatives count less than positives, or not at all.
+
+    With p = sigmoid(x), z the label, and `r = max(0, p - clip)`:
+
+        loss = -z * (1 - p) ** gamma_positive * log(p) - (1 - z) * r ** gamma_negative * log(1 - r)
+
+    Args:
+        logits: log-odds of each label, any shape and floating dtype.
+        labels: whether it is there, in [0, 1]: bool, integer or floating, of the shape of
+            `logits`, a scalar, or of the same rank with axes of size 1.
+        gamma_negative, gamma_positive: exponents, at least 0.
+        clip: by how much the probabilities of negatives are lowered, in [0, 1). Like the
+            exponents a scalar, or of a shape that broadcasts along the trailing axes.
+        where: booleans shaped like `labels`; elsewhere the loss is 0.
+
+    Returns:
+        The loss in nats of each entry, of the shape of `logits` and `labels` together, in float32
+        (float64 for float64 logits).
+
+    Raises:
+        TypeError: logits are not floating point, or `where` is not boolean.
+        ValueError: shapes do not match, or a setting is out of its range.
+
+    The weights are differentiated too, where the paper's code can hold them constant. Where p is at
+    most `clip` a negative costs nothing, and all of its derivatives are 0. With exponents that are
+    alike, and without clipping, this is `sigmoid_focal_loss` for labels of 0 and 1.
+
+    References:
+        Ben-Baruch et al., Asymmetric Loss For Multi-Label Classification, 2020, arXiv:2009.14119.
+
+    >>> import jax, jaxloss
+    >>> logits, labels = jax.numpy.array([0.0, 0.0, -3.0]), jax.numpy.array([1, 0, 0])
+    >>> print(jaxloss.asymmetric_loss(logits, labels))
+    [0.3465736  0.02451505 0.        ]
+    """
+    x, z, where = inputs.elementwise("logits", logits, "labels", labels, where)
+    exponents = (
+        checks.setting(name, gamma, "logits", x, checks.NONNEGATIVE)
+        for name, gamma in (("gamma_positive", gamma_positive), ("gamma_negative", gamma_negative))
+    )
+    below_one = checks.Range(0.0, 1.0, closed=False)
+    lowered = checks.optional("clip", clip, checks.setting, "logits", x, below_one)
+    return _asymmetric(x, z, *exponents, lowered, where)
+
+
+@jit_when_eager
+def _asymmetric(x, z, gamma_positive, gamma_negative, clip, where):
+    x, z = inputs.mask(where, x, z)
+
+    def focal(x, gamma):
+        loss = with_fast_gradient(_binary_focal, _binary_focal_and_slope, ())
+        return loss(x, jnp.ones_like(x), jnp.broadcast_to(gamma, x.shape))
+
+    negative = focal(-x, gamma_negative) if clip is None else _clipped(x, gamma_negative, clip)
+    loss = times(z, focal(x, gamma_positive)) + times(1 - z, negative)
+    return inputs.masked(where, loss)
+
+
+def _clipped(x, gamma, clip):
+    """`-r**gamma * log(1 - r)`, by the r below 1/2, else by the `1 - r = sigmoid(-x) + clip`."""
+    x = clip_to_finite(x)
+    p = sigmoid(x)
+    free = p <= clip
+    r = jnp.where(free, 0.25, p - clip)
+    small = r < 0.5
+    rest = jnp.where(small | (clip == 0), 1, sigmoid(-x) + clip)
+    large = jnp.where(clip == 0, softplus(x), -jnp.log(rest))
+    nll = jnp.where(small, -jnp.log1p(-jnp.where(small, r, 0.25)), large)
+    return jnp.where(free, 0, jnp.exp(gamma * jnp.log(r)) * nll)
+
+
 @takes(logits=("row", "logits"), labels=("row", "distribution"))
 def softmax_focal_loss(
     logits: ArrayLike,

@@ -18,11 +18,12 @@ from jaxloss._core.declare import takes
 from jaxloss._core.numerics import one_or_nan, ratio, sigmoid
 from jaxloss._core.reduce import reduce_losses
 from jaxloss._core.reports import report
-from jaxloss._core.rows import centred, complement, row, softmax
+from jaxloss._core.rows import centred, row, softmax_and_complement
 from jaxloss._core.rules import jit_when_eager, tangent_sum
 from jaxloss._core.split import class_shape
 
 ClassReduction = Literal["mean", "sum", "none"]
+Activation = Literal["softmax", "sigmoid"] | None
 
 
 @takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
@@ -38,6 +39,8 @@ def dice_loss(
     reduction: ClassReduction = "mean",
     ignore_background: bool = False,
     axis: Axis = None,
+    activation: Activation = "softmax",
+    class_axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""One minus the Dice coefficient of predicted and true regions, averaged over classes.
@@ -50,33 +53,37 @@ def dice_loss(
     computed as `(alpha * FP + beta * FN) / (TP + alpha * FP + beta * FN + s)`, where 0 / 0 is 0.
 
     Args:
-        predictions: logits, floating, shaped (batch, pixels ..., classes). With one class
-            their sigmoid is taken, else their softmax; a logit of -inf excludes its class.
+        predictions: logits, floating, shaped (batch, pixels ..., classes); a logit of -inf
+            excludes its class.
         targets: one-hot, or any numbers in [0, 1]: bool, integer or floating, of the shape of
             `predictions`. Either may lack the class axis if there is one class.
         class_weights: one weight for each class; they multiply its loss and do not normalise it.
         smooth: s, at least 0.
         alpha: weight of false positives, at least 0.
         beta: weight of false negatives, at least 0.
-        apply_softmax: False if predictions are probabilities. They are taken as they are, those
-            of classes that overlap too; if the targets of every pixel sum to one, so should they,
-            and if not, `jax.experimental.checkify` reports it.
+        apply_softmax: False if predictions are probabilities, as `activation=None` says too.
         reduction: "mean", "sum" or "none", over classes.
         ignore_background: leave out the first class, if there are several.
-        axis: the axes to sum over; by default all but the first and the last. Those of a
-            volume, or also that of the batch, but not the class axis.
+        axis: the axes to sum over; by default all but the class axis and the first other one.
+            Those of a volume, or also that of the batch, but not the class axis.
+        activation: what makes probabilities of the logits. "softmax" if one class excludes the
+            others; of a single class it is the sigmoid. "sigmoid" if classes may overlap. With None
+            predictions are taken as they are; if the targets of every pixel sum to one, so should
+            they, and if not, `jax.experimental.checkify` reports it.
+        class_axis: the axis of the classes, the last or any other.
         where: booleans; without the class axis to leave out pixels, or of the shape of
             `predictions` to leave out classes of pixels, as a logit of -inf would.
 
     Returns:
-        Losses in [0, 1) (times weights), of the shape of `predictions` without `axis` and
-        classes (with classes for "none"), in float32 (float64 for float64 predictions); NaN
-        for a probability outside [0, 1]. A class without targets and predictions costs 0.
+        Losses in [0, 1) (times weights), of the shape of `predictions` without `axis` and classes
+        (for "none" with classes, as the last axis), in float32 (float64 for float64 predictions);
+        NaN for a probability outside [0, 1]. A class without targets and predictions costs 0.
 
     Raises:
         TypeError: predictions are not floating point, or `where` is not boolean.
         ValueError: shapes do not match; a setting is out of its range; `axis` names the class
-            axis, or one that predictions do not have; an unknown reduction.
+            axis, or one that predictions do not have; an unknown reduction or activation, or a
+            sigmoid of what are probabilities by `apply_softmax`.
 
     A near-perfect prediction costs, and has as its gradient, the small number that it should,
     to the last digits. Where `0 / 0` is 0 (`smooth` is 0, nothing is there and nothing is
@@ -91,8 +98,8 @@ def dice_loss(
     >>> print(jaxloss.dice_loss(logits[..., None], targets[..., None]))
     [0.09096]
     """
-    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
-    return _dice(predictions, targets, alpha, beta, *shared)
+    options = apply_softmax, activation, reduction, ignore_background, axis, class_axis, where
+    return _dice(predictions, targets, alpha, beta, None, smooth, class_weights, *options)
 
 
 @takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
@@ -102,31 +109,39 @@ def tversky_loss(
     *,
     alpha: ArrayLike = 0.5,
     beta: ArrayLike = 0.5,
+    gamma: ArrayLike = 1.0,
     class_weights: ArrayLike | None = None,
     smooth: ArrayLike = 1.0,
     apply_softmax: bool = True,
     reduction: ClassReduction = "mean",
     ignore_background: bool = False,
     axis: Axis = None,
+    activation: Activation = "softmax",
+    class_axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""One minus the Tversky index, which weighs false positives and false negatives.
 
-        loss = 1 - (TP + s) / (TP + alpha * FP + beta * FN + s)
+        loss = (1 - (TP + s) / (TP + alpha * FP + beta * FN + s)) ** (1 / gamma)
 
-    At alpha = beta = 1/2 this is the Dice loss, at 1 the Jaccard loss.
+    At alpha = beta = 1/2 this is the Dice loss, at 1 the Jaccard loss; with gamma > 1, the focal
+    Tversky loss, small losses become larger, and classes that are found well keep their gradient.
 
     Args:
         predictions, targets: logits and targets, shaped (batch, pixels ..., classes).
         alpha: weight of false positives, at least 0.
         beta: weight of false negatives, at least 0.
-        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where: see
-            `dice_loss`, as for TP, FP and FN.
+        gamma: positive, in the paper between 1 and 3; may be traced, and has a derivative.
+        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, activation,
+            class_axis, where: see `dice_loss`, as for TP, FP and FN.
 
-    Returns, raises and derivatives: see `dice_loss`, which this is, by its name.
+    Returns, raises and derivatives: see `dice_loss`, which this is, by its name, if gamma is 1.
+    Else all derivatives are 0 for a perfect prediction, near which that of a root grows without
+    bound.
 
     References:
         Salehi et al., Tversky loss function for image segmentation, 2017, arXiv:1706.05721.
+        Abraham and Khan, A Novel Focal Tversky loss function, 2018, arXiv:1810.07842 (gamma).
 
     >>> import jax, jaxloss
     >>> p, t = jax.numpy.array([[1.0, 0.0, 0.0, 0.0]]), jax.numpy.array([[1, 1, 0, 0]])
@@ -134,8 +149,8 @@ def tversky_loss(
     >>> print(jaxloss.tversky_loss(p[..., None], t[..., None], **options))
     [0.428571]
     """
-    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
-    return _dice(predictions, targets, alpha, beta, *shared)
+    options = apply_softmax, activation, reduction, ignore_background, axis, class_axis, where
+    return _dice(predictions, targets, alpha, beta, gamma, smooth, class_weights, *options)
 
 
 @takes(predictions=("pixels", "logits"), targets=("pixels", "distribution"))
@@ -149,6 +164,8 @@ def jaccard_loss(
     reduction: ClassReduction = "mean",
     ignore_background: bool = False,
     axis: Axis = None,
+    activation: Activation = "softmax",
+    class_axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""One minus the Jaccard index, the intersection over the union.
@@ -157,8 +174,8 @@ def jaccard_loss(
 
     Args:
         predictions, targets: logits and targets, shaped (batch, pixels ..., classes).
-        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where: see
-            `dice_loss`, as for TP, FP and FN.
+        class_weights, smooth, apply_softmax, reduction, ignore_background, axis, activation,
+            class_axis, where: see `dice_loss`, as for TP, FP and FN.
 
     Returns, raises and derivatives: see `dice_loss`.
 
@@ -171,8 +188,8 @@ def jaccard_loss(
     >>> print(jaxloss.jaccard_loss(p[..., None], t[..., None], **options))
     [0.666667]
     """
-    shared = class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where
-    return _dice(predictions, targets, 1.0, 1.0, *shared)
+    options = apply_softmax, activation, reduction, ignore_background, axis, class_axis, where
+    return _dice(predictions, targets, 1.0, 1.0, None, smooth, class_weights, *options)
 
 
 @takes(predictions=("pixels", "logits"), targets=("pixels", "bit"))
@@ -261,27 +278,43 @@ def multiclass_generalized_dice_loss(
     >>> print(jaxloss.multiclass_generalized_dice_loss(2 * targets, targets))
     0.107391
     """
-    pixels = _pixels(predictions, targets, where)
+    pixels, axis = _pixels(predictions, targets, None, -1, where)
     return _generalized(
         pixels,
         checks.scalar("smooth", smooth, pixels.x.dtype, checks.NONNEGATIVE),
-        axis=_pixel_axes(None, pixels.x.ndim),
-        tolerance=None if apply_softmax else _tolerance(predictions),
+        axis=axis,
+        activation="softmax" if apply_softmax else None,
+        tolerance=_tolerance(predictions),
         ignore_background=ignore_background,
     )
 
 
-def _dice(predictions, targets, alpha, beta, *shared):
-    class_weights, smooth, apply_softmax, reduction, ignore_background, axis, where = shared
+def _activation(activation: Activation, apply_softmax: bool) -> Activation:
+    if activation not in ("softmax", "sigmoid", None):
+        raise ValueError(f"activation must be 'softmax', 'sigmoid' or None, got {activation!r}")
+    if activation == "sigmoid" and not apply_softmax:
+        raise ValueError(
+            "apply_softmax=False says that predictions are probabilities: leave it out, or give "
+            "activation=None"
+        )
+    return activation if apply_softmax else None
+
+
+def _dice(predictions, targets, alpha, beta, gamma, smooth, class_weights, *options):
+    apply_softmax, activation, reduction, ignore_background, axis, class_axis, where = options
+    activation = _activation(activation, apply_softmax)
     if reduction not in get_args(ClassReduction):
         names = ", ".join(repr(name) for name in get_args(ClassReduction))
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
-    pixels = _pixels(predictions, targets, where)
+    pixels, axis = _pixels(predictions, targets, axis, class_axis, where)
     shape, dtype = pixels.x.shape, pixels.x.dtype
     class_weights = checks.of_classes(
         "class_weights", class_weights, f"predictions of shape {shape}", shape[-1], dtype
     )
     settings = {"alpha": alpha, "beta": beta, "smooth": smooth}
+    if gamma is not None:
+        plain = isinstance(gamma, (int, float)) and gamma == 1
+        gamma = None if plain else checks.positive("gamma", gamma, dtype)
     return _class_average(
         pixels,
         class_weights,
@@ -289,8 +322,10 @@ def _dice(predictions, targets, alpha, beta, *shared):
             checks.scalar(name, value, dtype, checks.NONNEGATIVE)
             for name, value in settings.items()
         ),
-        axis=_pixel_axes(axis, len(shape)),
-        tolerance=None if apply_softmax else _tolerance(predictions),
+        gamma,
+        axis=axis,
+        activation=activation,
+        tolerance=_tolerance(predictions),
         ignore_background=ignore_background,
         reduction=reduction,
     )
@@ -302,28 +337,32 @@ class _Pixels(NamedTuple):
     live: Array | None
 
 
-def _pixels(predictions, targets, where) -> _Pixels:
+def _pixels(predictions, targets, axis, class_axis, where) -> tuple[_Pixels, tuple[int, ...]]:
+    """With the classes as the last axis; and the axes to sum over."""
     x = checks.predictions("predictions", predictions)
     t = checks.numeric("targets", targets, x.dtype)
     given = f"predictions of shape {x.shape} and targets of shape {t.shape}"
     if abs(x.ndim - t.ndim) == 1:
-        x, t = (a[..., None] if a.ndim == min(x.ndim, t.ndim) else a for a in (x, t))
+        least = min(x.ndim, t.ndim)
+        x, t = (jnp.expand_dims(a, class_axis) if a.ndim == least else a for a in (x, t))
     if x.shape != t.shape:
         raise ValueError(
             f"{given} do not match: give the same shape; of integer class labels make "
             f"jax.nn.one_hot(targets, classes)"
         )
-    x, _, live = inputs.rows("predictions", x, -1, where)
-    return _Pixels(x, t, live)
+    x, of_classes, live = inputs.rows("predictions", x, class_axis, where)
+    pixels = jax.tree.map(lambda a: jnp.moveaxis(a, of_classes, -1), _Pixels(x, t, live))
+    return pixels, _pixel_axes(axis, x.ndim, of_classes)
 
 
-def _pixel_axes(axis, ndim) -> tuple[int, ...]:
+def _pixel_axes(axis, ndim, of_classes) -> tuple[int, ...]:
+    """Those given, or all but the first, as they are without the axis of the classes."""
     if axis is None or axis == ():
         return tuple(range(1, ndim - 1)) if axis is None else ()
     axes = checks.axes(axis, ndim)
-    if ndim - 1 in axes:
+    if of_classes in axes:
         raise ValueError(f"axis {axis} names the class axis of predictions of rank {ndim}")
-    return axes
+    return tuple(a - (a > of_classes) for a in axes)
 
 
 def _tolerance(probabilities) -> float:
@@ -331,11 +370,16 @@ def _tolerance(probabilities) -> float:
     return 1e-5 + float(jnp.finfo(jnp.asarray(probabilities).dtype).eps)
 
 
-@partial(jit_when_eager, static_argnames=("axis", "tolerance", "ignore_background", "reduction"))
+_STATIC = "axis", "activation", "tolerance", "ignore_background"
+
+
+@partial(jit_when_eager, static_argnames=(*_STATIC, "reduction"))
 def _class_average(
-    pixels, class_weights, alpha, beta, smooth, *, axis, tolerance, ignore_background, reduction
+    pixels, class_weights, alpha, beta, smooth, gamma, *, ignore_background, reduction, **static
 ):
-    losses = tversky(_outcomes(pixels, axis, tolerance), alpha, beta, smooth)
+    losses = tversky(_outcomes(pixels, **static), alpha, beta, smooth)
+    if gamma is not None:
+        losses = _focal(losses, gamma)
     losses = _weighed(losses, class_weights, ignore_background)
     if reduction == "none":
         return losses
@@ -343,9 +387,9 @@ def _class_average(
     return total if reduction == "sum" else total / losses.shape[-1]
 
 
-@partial(jit_when_eager, static_argnames=("axis", "tolerance", "ignore_background"))
-def _generalized(pixels, smooth, *, axis, tolerance, ignore_background):
-    losses = tversky(_outcomes(pixels, axis, tolerance), 0.5, 0.5, smooth)
+@partial(jit_when_eager, static_argnames=_STATIC)
+def _generalized(pixels, smooth, *, ignore_background, **static):
+    losses = tversky(_outcomes(pixels, **static), 0.5, 0.5, smooth)
     targets = inputs.exclude(pixels.live, pixels.t, 0)
     frequency = jnp.sum(targets, tuple(range(targets.ndim - 1)))
     weights = frequency.size * _rarity(frequency)
@@ -380,17 +424,21 @@ def tversky(of: Outcomes, alpha, beta, smooth) -> Array:
     return share(alpha * of.false_positives + beta * of.false_negatives, of.true_positives + smooth)
 
 
-def _outcomes(pixels: _Pixels, axis, tolerance) -> Outcomes:
+def _focal(losses: Array, gamma: Array) -> Array:
+    """`losses ** (1 / gamma)`, but with derivatives of 0 at 0, unless gamma is 1."""
+    none = losses == 0
+    root = jnp.where(none, 1, losses) ** (1 / gamma)
+    return jnp.where(none, jnp.where(gamma == 1, losses, 0), root)
+
+
+def _outcomes(pixels: _Pixels, axis, activation, tolerance) -> Outcomes:
     x, t, live = pixels
     t = inputs.exclude(live, t, 0)
-    if tolerance is None and x.shape[-1] == 1:
-        x = inputs.exclude(live, x, -jnp.inf)
-        return Outcomes(*(a[..., None] for a in _of_log_odds(x[..., 0], t[..., 0], axis)))
-    if tolerance is None:
+    if activation is not None:
         # Classes first: each is then a plane of pixels, and a sum over those one of rows.
         x, t = (jnp.moveaxis(a, -1, 0) for a in (inputs.exclude(live, x, -jnp.inf), t))
-        sums = _of_logits(x, t, tuple(a + 1 for a in axis))
-        return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in sums))
+        of = _of_log_odds if activation == "sigmoid" or x.shape[0] == 1 else _of_logits
+        return Outcomes(*(jnp.moveaxis(a, 0, -1) for a in of(x, t, tuple(a + 1 for a in axis))))
     x = inputs.exclude(live, x, 0)
     if x.shape[-1] > 1:
         x = _reported_sums(x, t, live, tolerance)
@@ -450,23 +498,8 @@ def _of_logits(x: Array, t: Array, axis: tuple[int, ...]) -> Array:
 def _of_logits_rule(axis, primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _of_logits(x, t, axis)
-    p, q = _both(x)
+    p, q = softmax_and_complement(x, 0)
     return out, _tangent(out, p, q, t, axis, (dx, lambda: p * centred(p, dx, 0)), dt)
-
-
-@jax.custom_jvp
-def _both(x: Array) -> tuple[Array, Array]:
-    """Probabilities p of the first axis, and 1 - p."""
-    return softmax(x, 0).p, complement(x, 0)
-
-
-@_both.defjvp
-def _both_rule(primals, tangents):
-    # d (1 - p) = -d p: the pieces' own rules would work it out twice, at three times the cost.
-    (x,), (dx,) = primals, tangents
-    p, q = _both(x)
-    dp = p * centred(p, dx, 0)
-    return (p, q), (dp, -dp)
 
 
 def _reported_sums(p, t, live, tolerance):

@@ -4,9 +4,10 @@ A list runs along the last axis, or is what `segments` say of it. Each loss is a
 items of a list, or over its pairs of a more and a less relevant item.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,22 @@ from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
 from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import soft_nll
-from jaxloss._core.numerics import clip_to_finite, largest, one_or_nan, softplus, times
+from jaxloss._core.numerics import (
+    clip_to_finite,
+    expm1,
+    largest,
+    one_or_nan,
+    sigmoid,
+    softplus,
+    times,
+)
 from jaxloss._core.pairs import blocks
-from jaxloss._core.reduce import reduce_losses
+from jaxloss._core.reduce import per_size, reduce_losses
 from jaxloss._core.rows import softmax
 from jaxloss._core.rules import jit_when_eager
 from jaxloss._core.split import total
+
+LambdaWeights = Literal["ndcg"] | Callable[[Array, Array, Array, Array], Array]
 
 # What one chunk of pairs may take, counting one number for each pair.
 _CHUNK_BYTES = 2**22
@@ -123,6 +134,7 @@ def pairwise_logistic_loss(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
+    lambda_weights: LambdaWeights | None = None,
     chunk_size: int | None = None,
 ) -> Array:
     r"""Cross-entropy of each pair's order, that of its scores against that of its labels (RankNet).
@@ -140,6 +152,12 @@ def pairwise_logistic_loss(
             relevant item.
         segments: integers shaped like `labels`. Only items of one row with the same number are
             compared, so that a row holds several lists, of any lengths and in any order.
+        lambda_weights: by what else a pair's loss is multiplied, without a derivative. "ndcg" is
+            LambdaRank's `|2**y_i - 2**y_j| * |1 / log2(1 + r_i) - 1 / log2(1 + r_j)|` by the ideal
+            DCG of the list, with the ranks r of its items by their scores: what the NDCG changes
+            by if the two change places. Or a function of (labels_i, labels_j, ranks_i, ranks_j),
+            called with arrays in the dtype of the scores that broadcast to all pairs of a chunk.
+            Ranks count from 1; items of one score have theirs in the order given.
         chunk_size: how many items of each row are compared with all of it at a time. Memory
             grows with it, times the number of scores. By default a chunk has about a million
             pairs, or one item of each row. Inside `vmap` the rows of that are not seen: give
@@ -152,8 +170,8 @@ def pairwise_logistic_loss(
     Raises:
         TypeError: scores are not floating point, `where` is not boolean, or `segments` are not
             integers.
-        ValueError: shapes do not match, there is no axis of items, or `chunk_size` is not
-            positive.
+        ValueError: shapes do not match, there is no axis of items, `chunk_size` is not positive,
+            or there are no such `lambda_weights`.
 
     To have the mean over pairs, divide by their number, which is what `pairwise_hinge_loss`
     gives for scores of zero.
@@ -164,7 +182,9 @@ def pairwise_logistic_loss(
     A NaN among the scores or labels of a list makes its loss and all of its derivatives NaN.
 
     References:
-        Burges et al., Learning to Rank using Gradient Descent, 2005.
+        Burges et al., Learning to Rank using Gradient Descent, 2005. Burges, Ragno and Le, Learning
+        to Rank with Nonsmooth Cost Functions, 2006, and Wang et al., The LambdaLoss Framework for
+        Ranking Metric Optimization, 2018 (lambda_weights).
 
     >>> import jax.numpy as jnp, jaxloss
     >>> scores, labels = jnp.array([2.0, 1.0, 3.0]), jnp.array([1, 0, 0])
@@ -172,7 +192,8 @@ def pairwise_logistic_loss(
     1.626523
     """
     items = _items("scores", scores, labels, where, weights, segments)
-    return _pairwise(*items, None, of_pair=_logistic, chunk=_chunk(chunk_size, items[0]))
+    static = {"of_pair": _logistic, "of_ranks": _of_ranks(lambda_weights)}
+    return _pairwise(*items, None, chunk=_chunk(chunk_size, items[0]), **static)
 
 
 def _logistic(difference: Array, _: None) -> Array:
@@ -193,6 +214,7 @@ def pairwise_hinge_loss(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     segments: ArrayLike | None = None,
+    lambda_weights: LambdaWeights | None = None,
     chunk_size: int | None = None,
 ) -> Array:
     r"""By how much each pair falls short of a margin between its scores (ranking SVM).
@@ -206,7 +228,7 @@ def pairwise_hinge_loss(
         labels: relevance of the items, of which only the order counts: bool, integer or
             floating, of the shape of `scores`, a scalar, or of the same rank with axes of size 1.
         margin: by which the scores of a pair should differ, a scalar, at least 0.
-        where, weights, segments, chunk_size: as in `pairwise_logistic_loss`.
+        where, weights, segments, lambda_weights, chunk_size: as in `pairwise_logistic_loss`.
 
     Returns:
         The loss of each row, of the shape of `scores` and `labels` together without the last
@@ -215,8 +237,8 @@ def pairwise_hinge_loss(
     Raises:
         TypeError: scores are not floating point, `where` is not boolean, or `segments` are not
             integers.
-        ValueError: shapes do not match, there is no axis of items, `margin` is negative, or
-            `chunk_size` is not positive.
+        ValueError: shapes do not match, there is no axis of items, `margin` is negative,
+            `chunk_size` is not positive, or there are no such `lambda_weights`.
 
     With scores of zero and a margin of 1 this counts the pairs, by their weights.
 
@@ -235,7 +257,8 @@ def pairwise_hinge_loss(
     """
     items = _items("scores", scores, labels, where, weights, segments)
     margin = checks.scalar("margin", margin, items[0].dtype, checks.NONNEGATIVE)
-    return _pairwise(*items, margin, of_pair=_hinge, chunk=_chunk(chunk_size, items[0]))
+    static = {"of_pair": _hinge, "of_ranks": _of_ranks(lambda_weights)}
+    return _pairwise(*items, margin, chunk=_chunk(chunk_size, items[0]), **static)
 
 
 def _hinge(difference: Array, margin: Array) -> Array:
@@ -243,49 +266,333 @@ def _hinge(difference: Array, margin: Array) -> Array:
     return jnp.maximum(margin - difference, 0)
 
 
-@partial(jit_when_eager, static_argnames=("of_pair", "chunk"))
+def _of_ranks(lambda_weights: LambdaWeights | None) -> Callable[..., Array] | None:
+    if lambda_weights == "ndcg":
+        return _change_of_dcg
+    if lambda_weights is not None and not callable(lambda_weights):
+        raise ValueError(f"lambda_weights must be 'ndcg' or a function, got {lambda_weights!r}")
+    return lambda_weights
+
+
+def _change_of_dcg(y_i: Array, y_j: Array, r_i: Array, r_j: Array) -> Array:
+    return jnp.abs(jnp.exp2(y_i) - jnp.exp2(y_j)) * jnp.abs(_discount(r_i) - _discount(r_j))
+
+
+@partial(jit_when_eager, static_argnames=("of_pair", "of_ranks", "chunk"))
 @left_to_xla(-1)
-def _pairwise(s, y, w, live, lists, margin, *, of_pair, chunk):
-    axis = s.ndim - 1
-    s = inputs.exclude(live, s, 0)
-    undefined = inputs.exclude(live, jnp.isnan(s) | (y != y), False)
-    sound = total(undefined.astype(s.dtype), axis, lists) == 0
-    factor = one_or_nan(sound, s.dtype)
+def _pairwise(s, y, w, live, lists, margin, *, of_pair, of_ranks, chunk):
     # Infinities must not meet: as finite numbers they are equal, or far apart.
-    each = _against_lower(clip_to_finite(s) * factor, y, live, lists, margin, of_pair, chunk)
-    limit = largest(s.dtype) / 16
-    each += lax.stop_gradient(jnp.where(each > limit, jnp.inf, 0))
-    each *= factor
+    s, factor = _sound(s, y, live, lists)
+    relevance = lax.stop_gradient(inputs.exclude(live, y, 0).astype(s.dtype))
+    of_lambda = None
+    if of_ranks is not None:
+        of_lambda = relevance, lax.stop_gradient(_ranks(s, live, lists))
+    each = _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chunk)
+    if of_ranks is _change_of_dcg:
+        each = per_size(each, _of_own(_ideal_dcg(relevance, live, lists), lists))
+    each = _infinite(each) * factor
     if w is not None:
         each = times(inputs.exclude(live, w, 0), each)
-    return jnp.sum(each, axis)
+    return jnp.sum(each, s.ndim - 1)
 
 
-def _against_lower(s, y, live, lists, margin, of_pair, chunk):
-    """The loss of each item's pairs with the less relevant ones of its list, in chunks."""
-    mine = theirs = lists
-    if live is not None:
-        # What is masked has no list, and is of nobody else's.
-        lists = jnp.zeros(s.shape, jnp.int32) if lists is None else lists
-        mine, theirs = jnp.where(live, lists, -1), jnp.where(live, lists, -2)
+def _sound(s, y, live, lists):
+    """Scores as finite numbers, NaN in a list with a NaN; and a factor that makes it NaN."""
+    s = inputs.exclude(live, s, 0)
+    undefined = inputs.exclude(live, jnp.isnan(s) | (y != y), False)
+    sound = total(undefined.astype(s.dtype), s.ndim - 1, lists) == 0
+    factor = one_or_nan(sound, s.dtype)
+    return clip_to_finite(s) * factor, factor
+
+
+def _infinite(losses: Array) -> Array:
+    """Losses of differences between what were infinite scores."""
+    limit = largest(losses.dtype) / 16
+    return losses + lax.stop_gradient(jnp.where(losses > limit, jnp.inf, 0))
+
+
+def _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chunk):
+    """The loss of each item's pairs with the less relevant ones of its list."""
+    mine, theirs = _own_and_others(live, lists, s.shape)
 
     def some(items):
-        s_i, y_i, mine = (a if a is None else a[..., None] for a in items)
+        s_i, y_i, mine, of_lambda_i = jax.tree.map(lambda a: a[..., None], items)
         pair = y_i > y[..., None, :]
         if mine is not None:
             pair &= mine == theirs[..., None, :]
         # A difference of inf has a loss of 0, and all of its derivatives.
         difference = jnp.where(pair, s_i - s[..., None, :], jnp.inf)
-        return jnp.sum(of_pair(difference, margin), -1)
+        losses = of_pair(difference, margin)
+        if of_lambda is not None:
+            (relevance, ranks), (y_j, r_j) = of_lambda_i, (a[..., None, :] for a in of_lambda)
+            weights = jnp.where(pair, of_ranks(relevance, y_j, ranks, r_j), 0)
+            losses = times(lax.stop_gradient(weights), _infinite(losses))
+        return jnp.sum(losses, -1)
 
-    n = s.shape[-1]
+    return _in_chunks(some, (s, y, mine, of_lambda), chunk)
+
+
+def _own_and_others(live, lists, shape):
+    """The number of each item's list, and of the list that each is to others: none if masked."""
+    if live is None:
+        return lists, lists
+    lists = jnp.zeros(shape, jnp.int32) if lists is None else lists
+    return jnp.where(live, lists, -1), jnp.where(live, lists, -2)
+
+
+def _in_chunks(some: Callable[..., Array], items: Any, chunk: int) -> Array:
+    """`some(items)`, a number for each, of so many at a time."""
+    like = jax.tree.leaves(items)[0]
+    n = like.shape[-1]
     if n <= chunk:
-        return some((s, y, mine))
+        return some(items)
     # Kept are the items only: a chunk's pairs are computed anew where they are needed.
     some = jax.checkpoint(some, prevent_cse=False)
-    chunks = jax.tree.map(lambda a: blocks(a, chunk, a.ndim - 1), (s, y, mine))
+    chunks = jax.tree.map(lambda a: blocks(a, chunk, a.ndim - 1), items)
     each = jnp.moveaxis(lax.map(some, chunks), 0, -2)
-    return each.reshape(*s.shape[:-1], each.shape[-2] * chunk)[..., :n]
+    return each.reshape(*like.shape[:-1], each.shape[-2] * chunk)[..., :n]
+
+
+@takes(scores="list", labels=("list", "positive"), segments=("list", "integer"))
+def approx_ndcg_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.1,
+    where: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+    chunk_size: int | None = None,
+) -> Array:
+    r"""One minus the NDCG of a list, by ranks that are smooth in its scores.
+
+    With s the scores of one list, y the labels and T the temperature:
+
+        r_i = 1 + sum over j != i of sigmoid((s_j - s_i) / T)
+        loss = 1 - sum_i (2 ** y_i - 1) / log2(1 + r_i) / ideal,
+
+    where the ideal is that sum by the ranks of the labels themselves.
+
+    Args:
+        scores: floating, the items of a list along the last axis.
+        labels: relevance of the items, at least 0: bool, integer or floating, of the shape of
+            `scores`, a scalar, or of the same rank with axes of size 1.
+        temperature: T, positive; may be traced, and has a derivative. The lower, the closer to
+            the NDCG itself, and the flatter between its steps.
+        where, segments, chunk_size: as in `pairwise_logistic_loss`.
+
+    Returns:
+        The loss of each row in [0, 1), or with `segments` the sum over its lists, of the shape of
+        `scores` and `labels` together without the last axis, in float32 (float64 for float64
+        scores). A list without a relevant item has 0.
+
+    Raises:
+        TypeError: scores are not floating point, `where` is not boolean, or `segments` are not
+            integers.
+        ValueError: shapes do not match, there is no axis of items, or a setting is not positive.
+
+    Labels have a derivative, those that are equal with the mean of the discounts of their ideal
+    ranks. Infinities and NaN are as in `pairwise_logistic_loss`.
+
+    References:
+        Qin, Liu and Li, A general approximation framework for direct optimization of information
+        retrieval measures, 2010. Bruch et al., Revisiting Approximate Metric Optimization in the
+        Age of Deep Neural Networks, 2019.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> scores, labels = jnp.array([2.0, 1.0, 3.0]), jnp.array([1, 0, 0])
+    >>> print(jaxloss.approx_ndcg_loss(scores, labels))
+    0.36907023
+    """
+    s, y, _, live, lists = _items("scores", scores, labels, where, None, segments)
+    temperature = checks.positive("temperature", temperature, s.dtype)
+    chunk = _chunk(chunk_size, s)
+    return _approx_ndcg(s, y.astype(s.dtype), live, lists, temperature, chunk=chunk)
+
+
+@partial(jit_when_eager, static_argnames="chunk")
+@left_to_xla(-1)
+def _approx_ndcg(s, y, live, lists, temperature, *, chunk):
+    s, factor = _sound(s, y, live, lists)
+    y = inputs.exclude(live, y, 0)
+    mine, theirs = _own_and_others(live, lists, s.shape)
+    place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
+
+    def ranks(items):
+        s_i, place_i, mine = jax.tree.map(lambda a: a[..., None], items)
+        pair = place_i != place[..., None, :]
+        if mine is not None:
+            pair &= mine == theirs[..., None, :]
+        difference = jnp.where(pair, s[..., None, :] - s_i, -jnp.inf)
+        return 1 + jnp.sum(sigmoid(difference / temperature), -1)
+
+    dcg = _of_lists(_gain(y) * _discount(_in_chunks(ranks, (s, place, mine), chunk)), lists)
+    ideal = _ideal_dcg(y, live, lists)
+    losses = jnp.where(ideal == 0, 0, 1 - per_size(dcg, ideal))
+    return jnp.sum(losses, -1) * jnp.prod(factor, -1)
+
+
+def _gain(y: Array) -> Array:
+    return expm1(y * math.log(2))
+
+
+def _discount(rank: Array) -> Array:
+    return math.log(2) / jnp.log1p(rank)
+
+
+def _of_lists(x: Array, lists: Array | None) -> Array:
+    """The sum over each list, at its number; over a row that is one list, with size one."""
+    return jnp.sum(x, -1, keepdims=True) if lists is None else _sum_each(x, lists)
+
+
+def _of_own(of_lists: Array, lists: Array | None) -> Array:
+    return of_lists if lists is None else jnp.take_along_axis(of_lists, lists, -1)
+
+
+class _Sorted(NamedTuple):
+    order: Array  # which item is at each place
+    number: Array  # of its list, one that no list has if it is masked
+    rank: Array  # in its list, from 1 on
+
+
+def _sorted(keys: Array, live: Array | None, lists: Array | None) -> _Sorted:
+    """List after list, the items with the largest keys first; equal ones in the order given."""
+    axis, n = keys.ndim - 1, keys.shape[-1]
+    number = jnp.zeros(keys.shape, jnp.int32) if lists is None else lists
+    number = inputs.exclude(live, number, n)
+    order = jnp.argsort(keys, axis, descending=True, stable=True)
+    by_list = jnp.argsort(jnp.take_along_axis(number, order, axis), axis, stable=True)
+    order = jnp.take_along_axis(order, by_list, axis)
+    number = jnp.take_along_axis(number, order, axis)
+    return _Sorted(order, number, _run_lengths(number))
+
+
+def _run_lengths(number: Array) -> Array:
+    """How many up to each place have been alike, from 1 on."""
+    axis = number.ndim - 1
+    place = lax.broadcasted_iota(jnp.int32, number.shape, axis)
+    first = (place == 0) | (number != jnp.roll(number, 1, axis))
+    return place - lax.cummax(jnp.where(first, place, 0), axis) + 1
+
+
+def _ranks(s: Array, live: Array | None, lists: Array | None) -> Array:
+    """The place of each item in its list by its score, from 1 on."""
+    by_score = _sorted(s, live, lists)
+    rank = by_score.rank.astype(s.dtype)
+    return jnp.take_along_axis(rank, jnp.argsort(by_score.order, -1), -1)
+
+
+def _ideal_dcg(y: Array, live: Array | None, lists: Array | None) -> Array:
+    """The DCG of each list by the ranks of its labels."""
+    by_label = _sorted(y, live, lists)
+    y = jnp.take_along_axis(y, by_label.order, -1)
+    # Equal labels have the mean of their discounts, for derivatives that do not tell them apart.
+    again = (_run_lengths(y) > 1) & (by_label.rank > 1)
+    group = lax.cumsum(1 - again.astype(jnp.int32), y.ndim - 1) - 1
+    discount = _discount(by_label.rank.astype(y.dtype))
+    mean = _sum_each(discount, group) / jnp.maximum(_sum_each(jnp.ones_like(y), group), 1)
+    ideal = _gain(y) * jnp.take_along_axis(mean, group, -1)
+    return _of_lists(ideal, None if lists is None else by_label.number)
+
+
+@takes(scores="list", labels=("list", "positive"), segments=("list", "integer"))
+def listmle_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+) -> Array:
+    r"""Negative log-likelihood of the order of a list by its labels (ListMLE, Plackett-Luce).
+
+    With s the scores of one list in decreasing order of its labels:
+
+        loss = -sum_i log(exp(s_i) / sum over j >= i of exp(s_j))
+
+    Each item is so chosen among those that are not yet.
+
+    Args:
+        scores: floating, the items of a list along the last axis.
+        labels: relevance of the items, of which only the order counts, equal ones in the order
+            given: bool, integer or floating, of the shape of `scores`, a scalar, or of the same
+            rank with axes of size 1.
+        where: booleans shaped like `labels`, or without the last axis; other items do not exist.
+        segments: integers shaped like `labels`. Items of one row with the same number form a
+            list, so that a row holds several, of any lengths and in any order.
+
+    Returns:
+        The loss in nats of each row, or with `segments` the sum over its lists, of the shape of
+        `scores` and `labels` together without the last axis, in float32 (float64 for float64
+        scores), exact also where it is tiny.
+
+    Raises:
+        TypeError: scores are not floating point, `where` is not boolean, or `segments` are not
+            integers.
+        ValueError: shapes do not match, or there is no axis of items.
+
+    By the labels the derivative is 0. Infinities and NaN are as in `pairwise_logistic_loss`.
+
+    References:
+        Xia et al., Listwise Approach to Learning to Rank: Theory and Algorithm, 2008.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> scores, labels = jnp.array([2.0, 1.0, 3.0]), jnp.array([2, 0, 1])
+    >>> print(jaxloss.listmle_loss(scores, labels))
+    1.5345339
+    """
+    s, y, _, live, lists = _items("scores", scores, labels, where, None, segments)
+    return _listmle(s, y, live, lists)
+
+
+@jit_when_eager
+@left_to_xla(-1)
+def _listmle(s, y, live, lists):
+    axis = s.ndim - 1
+    s, _ = _sound(s, y, live, lists)
+    by_label = _sorted(y, live, lists)
+    s = jnp.take_along_axis(s, by_label.order, axis)
+    place = lax.broadcasted_iota(jnp.int32, s.shape, axis)
+    is_last = place == s.shape[axis] - 1
+    is_last |= (jnp.roll(by_label.rank, -1, axis) == 1) | (by_label.number == s.shape[axis])
+    return jnp.sum(_infinite(softplus(_leads(s, is_last))), axis)
+
+
+@jax.custom_jvp
+def _leads(s: Array, is_last: Array) -> Array:
+    """The log-sum-exp of all that comes after an item in its list, less its score."""
+
+    # That of some items is top + log(1 + tail), where the tail leaves the largest out.
+    def join(later, earlier):
+        (top, tail, _), (s, others, ends) = later, earlier
+        above = s > top
+        e = jnp.exp(-jnp.abs(s - top))
+        joined = jnp.where(above, others + e * (1 + tail), tail + e * (1 + others))
+        return (
+            jnp.where(ends | above, s, top),
+            jnp.where(ends, others, joined),
+            later[2] | ends,
+        )
+
+    start = s, jnp.zeros_like(s), is_last
+    top, tail, _ = lax.associative_scan(join, start, reverse=True, axis=s.ndim - 1)
+    top, tail = (jnp.roll(a, -1, s.ndim - 1) for a in (top, tail))
+    return jnp.where(is_last, -jnp.inf, (top - s) + jnp.log1p(tail))
+
+
+@_leads.defjvp
+def _leads_rule(primals, tangents):
+    # Of what comes after, the derivative is the mean m under its softmax, in which an item has
+    # the share p = sigmoid(-lead) of itself and all that follows: m = p v + (1 - p) m_next.
+    (s, is_last), (v, _) = primals, tangents
+    lead = _leads(s, is_last)
+
+    def join(later, earlier):
+        (share, mean, _), (rest, own, ends) = later, earlier
+        mean = jnp.where(ends, own, own + rest * mean)
+        return jnp.where(ends, 0, rest * share), mean, later[2] | ends
+
+    start = sigmoid(lead), sigmoid(-lead) * v, is_last
+    _, mean, _ = lax.associative_scan(join, start, reverse=True, axis=s.ndim - 1)
+    return lead, jnp.where(is_last, 0, jnp.roll(mean, -1, s.ndim - 1) - v)
 
 
 def _chunk(size: int | None, s: Array) -> int:

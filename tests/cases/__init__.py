@@ -2,15 +2,19 @@
 
 from tests.cases import (
     binary,
+    boxes,
     categorical,
     contrastive,
+    crps,
     direction,
+    dispersion,
     divergence,
     experts,
     fenchel_young,
     focal,
     likelihood,
     linear,
+    lovasz,
     margin,
     metric,
     overlap,
@@ -18,6 +22,7 @@ from tests.cases import (
     preference,
     ranking,
     regression,
+    robust,
     sequence,
 )
 from tests.cases._case import Case
@@ -34,6 +39,7 @@ FAMILIES = (
     fenchel_young,
     divergence,
     overlap,
+    lovasz,
     contrastive,
     metric,
     ranking,
@@ -42,6 +48,10 @@ FAMILIES = (
     preference,
     policy,
     experts,
+    boxes,
+    robust,
+    dispersion,
+    crps,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

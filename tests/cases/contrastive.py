@@ -8,6 +8,7 @@ import numpy as np
 from mpmath import mp, mpf
 
 import jaxloss
+from jaxloss._core.numerics import compute_dtype
 from tests.cases._case import softplus
 from tests.cases._pairs import BATCHES, LABELLED, ROWS, pairs_case, pairs_of, weighted
 
@@ -49,6 +50,16 @@ def _info_nce(s, _):
     return weighted(_picking(s))
 
 
+def _info_nce_of_more(s, _):
+    """The first and the last have one id, and all keys come once more as extra ones."""
+    n = range(ROWS)
+    others = [[j for j in n if j % 2 != i % 2] for i in n]
+    return weighted(
+        mp.log1p(sum((mp.exp((s[i][j] - s[i][i]) / T) for j in [*others[i], *n]), mpf(0)))
+        for i in n
+    )
+
+
 SCALE, BIAS = 4, mpf("-2.5")
 
 
@@ -81,6 +92,23 @@ def _naive_info_nce(x, y):
     return -jnp.log(jnp.diagonal(jax.nn.softmax(x @ y.T / T)))
 
 
+def _more(loss):
+    def of(x, y, **options):
+        y = y.astype(compute_dtype(x.dtype))  # Its two derivatives are one.
+        ids = jnp.arange(x.shape[0], dtype=jnp.int32) % 2
+        return loss(x, y, extra_keys=y, ids=ids, **options)
+
+    return of
+
+
+def _naive_info_nce_of_more(x, y, extra_keys, ids):
+    x, y, more = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (x, y, extra_keys))
+    e, own = jnp.exp(x @ y.T / T), jnp.eye(x.shape[0], dtype=bool)
+    counted = own | (ids[:, None] != ids[None])
+    whole = jnp.sum(jnp.where(counted, e, 0), 1) + jnp.sum(jnp.exp(x @ more.T / T), 1)
+    return -jnp.log(jnp.diagonal(e) / whole)
+
+
 def _naive_siglip(x, y):
     x, y = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
     signs = 2 * jnp.eye(len(x)) - 1
@@ -104,6 +132,14 @@ CASES = [
         1 + 2 / T,
         TOWERS,
         chunk_size=2,
+    ),
+    pairs_case(
+        f"info_nce(temperature={T}, extra_keys, ids)",
+        _more(partial(jaxloss.info_nce, temperature=T)),
+        _more(_naive_info_nce_of_more),
+        _info_nce_of_more,
+        1 + 2 / T,
+        TOWERS,
     ),
     pairs_case(
         "siglip_loss",

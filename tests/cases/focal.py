@@ -1,13 +1,16 @@
 """Rows of the cross-entropies that weigh easy and hard examples differently."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from mpmath import mp, mpf
 
 import jaxloss
+from tests.cases import _jets as jets
 from tests.cases._case import Case, amplify, sigmoid, softplus, spread
 from tests.cases._sigmoid import LOGIT_POINTS, naive_sigmoid
 from tests.cases._softmax import (
@@ -226,7 +229,48 @@ def _generalized_case(power) -> Case:
     )
 
 
+def _asymmetric_case(name, positive=1.0, negative=4.0, clip=0.05) -> Case:
+    options = {"gamma_positive": positive, "gamma_negative": negative, "clip": clip}
+
+    def focal(x, gamma):
+        return jets.exp(-gamma * jets.softplus(x)) * jets.softplus(-x)
+
+    def clipped(x):
+        r = jets.sigmoid(x) - clip
+        if r.value <= 0:
+            return jets.constant(0)
+        large = -jets.log(jets.sigmoid(-x) + clip)
+        nll = -jets.log1p(-r) if r.value < 0.5 else large
+        return jets.exp(negative * jets.log(r)) * nll
+
+    def exact(v, _):
+        x, z = v
+        return z * focal(x, positive) + (1 - z) * (clipped(x) if clip else focal(-x, negative))
+
+    def naive(x, z):
+        p = jax.nn.sigmoid(x)
+        r = jnp.maximum(p - clip, 0)
+        return -z * (1 - p) ** positive * jnp.log(p) - (1 - z) * r**negative * jnp.log(1 - r)
+
+    terms = jets.terms_of(exact)
+    return Case(
+        name=name,
+        fn=partial(jaxloss.asymmetric_loss, **options),
+        naive=naive,
+        value=lambda x, z: terms([*x, *z], ()),
+        gradient=lambda x, z, _: terms([*x, *z], (), 0),
+        hessian=lambda x, z, *_: terms([*x, *z], (), 0, 0),
+        target_gradient=lambda x, z, _: terms([*x, *z], (), 1),
+        predictions="logits",
+        targets="bit",
+        points=[*LOGIT_POINTS, *product(np.float32([-2.95, -2.94, -2.5]), np.float32([0, 0.5]))],
+        size=None,
+    )
+
+
 CASES = [
+    _asymmetric_case("asymmetric_loss"),
+    _asymmetric_case("asymmetric_loss(clip=0)", 0.5, 2.0, 0.0),
     _sigmoid_case("sigmoid_focal_loss", optax_fn=optax.losses.sigmoid_focal_loss),
     _sigmoid_case("sigmoid_focal_loss(gamma=0)", 0.0, gamma=0.0),
     # Its curvature sums products of up to six rounded factors, and reaches 4.03.

@@ -10,6 +10,7 @@ import optax
 from mpmath import mpf
 
 import jaxloss
+from tests.cases import _jets as jets
 from tests.cases._case import Case, Model, sigmoid
 
 # All of three pixels: each other size costs every test another compilation.
@@ -46,13 +47,18 @@ TWO_CLASSES = [
 ]
 
 
+def _pair(i):
+    """The pixels of two classes that overlap, one after the other."""
+    return zip(ONE_CLASS[i], ONE_CLASS[i + 1], strict=True)
+
+
 def _sums(p, q, t):
     """TP, FP and FN, from probabilities and their complements."""
     rows = list(zip(p, q, t, strict=True))
     return (
-        sum((a * c for a, _, c in rows), mpf(0)),
-        sum((a * (1 - c) for a, _, c in rows), mpf(0)),
-        sum((b * c for _, b, c in rows), mpf(0)),
+        sum(a * c for a, _, c in rows),
+        sum(a * (1 - c) for a, _, c in rows),
+        sum(b * c for _, b, c in rows),
     )
 
 
@@ -219,6 +225,36 @@ def _one_class_case(
     )
 
 
+def _focal_case(name, a, b, s, gamma) -> Case:
+    """A root of the loss of one class."""
+
+    def exact(v, _):
+        x, t = v[:3], v[3:]
+        p, q = [jets.sigmoid(u) for u in x], [jets.sigmoid(-u) for u in x]
+        tp, fp, fn = _sums(p, q, t)
+        wrong = a * fp + b * fn
+        return jets.exp(jets.log(wrong / (wrong + tp + s)) * (1 / gamma))
+
+    def naive(x, t):
+        return _naive(jax.nn.sigmoid(x), t, a, b, s) ** (1 / gamma)
+
+    terms = jets.terms_of(exact)
+    return Case(
+        name=name,
+        fn=_row(jaxloss.tversky_loss, alpha=a, beta=b, smooth=s, gamma=gamma),
+        naive=naive,
+        value=lambda x, t: terms([*x, *t], ()),
+        gradient=lambda x, t, i: terms([*x, *t], (), i),
+        hessian=lambda x, t, i, j: terms([*x, *t], (), i, j),
+        target_gradient=lambda x, t, i: terms([*x, *t], (), 3 + i),
+        predictions="logits",
+        targets="probability",
+        points=ONE_CLASS,
+        size=3,
+        sizes=(),
+    )
+
+
 CASES = [
     _one_class_case(
         "dice_loss",
@@ -237,6 +273,21 @@ CASES = [
         size=6,
         sizes=(),
     ),
+    Case(
+        name="dice_loss(activation='sigmoid', class_axis)",
+        fn=_flat(partial(jaxloss.dice_loss, activation="sigmoid", class_axis=1), (2, 3)),
+        naive=lambda x, t: jnp.mean(
+            _naive(*(jnp.reshape(a, (*x.shape[:-1], 2, 3)) for a in (jax.nn.sigmoid(x), t))), -1
+        ),
+        value=lambda x, t: [
+            term / 2 for c in (0, 3) for term in _of_logits(x[c : c + 3], t[c : c + 3]).value()
+        ],
+        predictions="logits",
+        targets="probability",
+        points=[(np.append(*x), np.append(*t)) for x, t in map(_pair, (0, 1, 4, 5))],
+        size=6,
+        sizes=(),
+    ).variant_of("dice_loss"),
     _one_class_case(
         "dice_loss(apply_softmax=False)",
         _row(jaxloss.dice_loss, apply_softmax=False),
@@ -251,6 +302,7 @@ CASES = [
         b=0.75,
         s=0.5,
     ).variant_of("dice_loss"),
+    _focal_case("tversky_loss(gamma=2)", 0.25, 0.75, 0.5, 2.0),
     _one_class_case(
         "jaccard_loss",
         _row(jaxloss.jaccard_loss, smooth=0.0),

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from mpmath import mpf
+from mpmath import mp, mpf
 
 import jaxloss
-from tests.cases._case import Case, Model, amplify, sigmoid, softplus, spread
+from tests.cases._case import Case, Model, amplify, softplus, spread
+from tests.cases._case import sigmoid as probability
+from tests.cases._jets import constant, exp, expm1, log1p, sigmoid, terms_of
 from tests.cases._softmax import (
     DENSE_POINTS,
     ce_gradient,
@@ -47,11 +49,11 @@ def _along_items(x, a):
     return jnp.asarray(a).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _pairs(x, y, weights, lists):
-    """The pairs (i, j) of items with their weights and differences of scores."""
+def _pairs(x, y, weights, lists, swapped):
+    """The pairs (i, j) of items with the terms of their weights and differences of scores."""
     n = range(len(x))
     return [
-        (i, j, weights(i), x[i] - x[j])
+        (i, j, [weights(i) * w for w in swapped(x, y, i, j)], x[i] - x[j])
         for i in n
         for j in n
         if y[i] > y[j] and lists(i) == lists(j)
@@ -59,25 +61,41 @@ def _pairs(x, y, weights, lists):
 
 
 def _pairwise_case(
-    name, fn, naive, terms, slope, curvature, weights=lambda _: 1, lists=lambda _: 0
+    name,
+    fn,
+    naive,
+    terms,
+    slope,
+    curvature,
+    weights=lambda _: 1,
+    lists=lambda _: 0,
+    swapped=lambda *_: [1],
+    naive_swapped=lambda x, y: 1,
 ) -> Case:
     """From the terms of one pair's loss, and of its derivatives by the difference of scores."""
 
     def value(x, y):
-        return [w * t for _, _, w, d in _pairs(x, y, weights, lists) for t in terms(d)]
+        return [
+            w * t
+            for _, _, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
+            for t in terms(d)
+        ]
 
     def gradient(x, y, k):
         # A difference of scores counts for the one item, and against the other.
         return [
             ((k == i) - (k == j)) * w * t
-            for i, j, w, d in _pairs(x, y, weights, lists)
+            for i, j, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
             for t in slope(d)
         ]
 
     def hessian(x, y, k, m):
         return [
             ((k == i) - (k == j)) * ((m == i) - (m == j)) * w * t
-            for i, j, w, d in _pairs(x, y, weights, lists)
+            for i, j, of_pair, d in _pairs(x, y, weights, lists, swapped)
+            for w in of_pair
             for t in curvature(d)
         ]
 
@@ -86,6 +104,7 @@ def _pairwise_case(
         w, mine = np.array([float(weights(i)) for i in of]), np.array([lists(i) for i in of])
         pair = (y[:, None] > y[None]) & (mine[:, None] == mine[None])
         losses = jnp.asarray(w, x.dtype)[:, None] * naive(x[:, None] - x[None])
+        losses *= naive_swapped(x, y)
         return jnp.sum(jnp.where(pair, losses, 0))
 
     return Case(
@@ -117,8 +136,8 @@ _logistic_case = partial(
     _pairwise_case,
     naive=lambda d: jnp.logaddexp(-d, jnp.zeros_like(d)),
     terms=lambda d: spread([softplus(-d)], amplify(d) if d > 0 else 1),
-    slope=lambda d: spread([-sigmoid(-d)], amplify(d) if d > 0 else 1),
-    curvature=lambda d: spread([sigmoid(d) * sigmoid(-d)], amplify(d)),
+    slope=lambda d: spread([-probability(-d)], amplify(d) if d > 0 else 1),
+    curvature=lambda d: spread([probability(d) * probability(-d)], amplify(d)),
 )
 
 
@@ -131,6 +150,101 @@ def _weighted_lists(x, y):
         weights=_along_items(x, (1 + n % 4) / 4),
         segments=_along_items(x, n % 2),
         chunk_size=2,
+    )
+
+
+def _discount(rank):
+    return mp.log(2) / mp.log1p(rank)
+
+
+def _gain(y):
+    return mpf(2) ** y - 1
+
+
+def _ideal(y):
+    best = sorted(map(_gain, y), reverse=True)
+    return sum((g * _discount(k + 1) for k, g in enumerate(best)), mpf(0))
+
+
+def _swapped(x, y, i, j):
+    """By how much the NDCG changes if two items change places."""
+    rank = [1 + sum((x[k], -k) > (v, -i) for k in range(len(x))) for i, v in enumerate(x)]
+    a, b = sorted((_discount(rank[i]), _discount(rank[j])))
+    gain = abs(_gain(y[i]) - _gain(y[j])) / _ideal(y)
+    return [gain * b, -gain * a]
+
+
+def _naive_ranks(x):
+    return 1 + jnp.argsort(jnp.argsort(-x)).astype(x.dtype)
+
+
+def _naive_ideal(y):
+    best = jnp.sort(2**y - 1)[::-1]
+    return jnp.sum(best / jnp.log2(2 + jnp.arange(y.size, dtype=y.dtype)))
+
+
+def _naive_swapped(x, y):
+    gain, discount = 2**y - 1, 1 / jnp.log2(1 + _naive_ranks(x))
+    change = jnp.abs(gain[:, None] - gain[None]) * jnp.abs(discount[:, None] - discount[None])
+    return change / _naive_ideal(y)
+
+
+def _total(jets):
+    return sum(jets, constant(0))
+
+
+def _listmle(v, _):
+    x, y = v[: len(v) // 2], [u.value for u in v[len(v) // 2 :]]
+    s = [x[i] for i in sorted(range(len(y)), key=lambda i: -y[i])]
+    return _total(log1p(_total(exp(b - a) for b in s[k + 1 :])) for k, a in enumerate(s))
+
+
+def _naive_listmle(x, y):
+    s = x[jnp.argsort(-y)]
+    return jnp.sum(jnp.log(jnp.cumsum(jnp.exp(s)[::-1])[::-1]) - s)
+
+
+T = 0.5
+
+
+def _approx_ndcg(v, _):
+    x, y = v[: len(v) // 2], v[len(v) // 2 :]
+    gains = [expm1(u * mp.log(2)) for u in y]
+    n = range(len(y))
+    if not any(u.value for u in y):
+        return constant(0)
+
+    def at(rank):
+        return mp.log(2) / log1p(rank)
+
+    ranks = [1 + _total(sigmoid((x[j] - x[i]) / T) for j in n if j != i) for i in n]
+    places = sorted(n, key=lambda i: -y[i].value)
+    shared = [[_discount(k + 1) for k, j in enumerate(places) if y[j].value == u.value] for u in y]
+    ideal = _total(g * (sum(d) / len(d)) for g, d in zip(gains, shared, strict=True))
+    return 1 - _total(g * at(r) for g, r in zip(gains, ranks, strict=True)) / ideal
+
+
+def _naive_approx_ndcg(x, y):
+    ranks = 0.5 + jnp.sum(jax.nn.sigmoid((x[None] - x[:, None]) / T), 1)
+    return 1 - jnp.sum((2**y - 1) / jnp.log2(1 + ranks)) / _naive_ideal(y)
+
+
+def _list_case(name, fn, naive, exact, points=POINTS) -> Case:
+    """A row of `exact([*scores, *labels], _)`."""
+    terms = terms_of(exact)
+    return Case(
+        name=name,
+        fn=fn,
+        naive=naive,
+        value=lambda x, y: terms([*x, *y], ()),
+        gradient=lambda x, y, i: terms([*x, *y], (), i),
+        hessian=lambda x, y, i, j: terms([*x, *y], (), i, j),
+        target_gradient=lambda x, y, i: terms([*x, *y], (), len(x) + i),
+        predictions="real",
+        targets="positive",
+        points=points,
+        sizes=(1, 7, 129),
+        model=_lists(fn, naive),
     )
 
 
@@ -187,6 +301,20 @@ CASES = [
         _weighted_lists,
         weights=lambda i: mpf(1 + i % 4) / 4,
         lists=lambda i: i % 2,
+    ),
+    _logistic_case(
+        "pairwise_logistic_loss(lambda_weights='ndcg')",
+        partial(jaxloss.pairwise_logistic_loss, lambda_weights="ndcg"),
+        swapped=_swapped,
+        naive_swapped=_naive_swapped,
+    ),
+    _list_case("listmle_loss", jaxloss.listmle_loss, _naive_listmle, _listmle),
+    _list_case(
+        "approx_ndcg_loss",
+        partial(jaxloss.approx_ndcg_loss, temperature=T),
+        _naive_approx_ndcg,
+        _approx_ndcg,
+        [(x, y) for x, y in POINTS if min(y) >= 0],
     ),
     _pairwise_case(
         "pairwise_hinge_loss",

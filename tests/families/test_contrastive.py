@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 from mpmath import mp, mpf
 
 import jaxloss
+from tests.devices import mesh
 from tests.test_pairs import (
     EYE,
     LABELS,
@@ -123,3 +125,76 @@ def test_errors_name_what_came(name):
     call, error, match = MESSAGES[name]
     with pytest.raises(error, match=match):
         call()
+
+
+QUEUE = np.random.default_rng(7).normal(size=(16, X.shape[1])).astype(np.float32)
+IDS = (np.arange(len(X)) % 9).astype(np.int32)
+nce = functools.partial(jaxloss.info_nce, temperature=0.3)
+
+
+def with_more_keys(x, y, queue, ids, live):
+    """Query by query, in float64, and the losses of the keys that pick among the queries."""
+    out = []
+    for a, b, more in ((x, y, queue), (y, x, queue[:0])):
+        e, extra = np.exp(cosines(a, b) / 0.3), np.exp(cosines(a, more) / 0.3)
+        counted = EYE | ((ids[:, None] != ids) & live)
+        out.append(np.log((e * counted).sum(1) + extra.sum(1)) - np.log(np.diagonal(e)))
+    return np.where(live, out[0], 0), np.where(live, out[1], 0)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_extra_keys_and_ids(chunk_size):
+    for ids, live in ((IDS, MASK), (np.arange(len(X)), np.ones_like(MASK)), (0 * IDS, MASK)):
+        forward, backward = with_more_keys(X, Y, QUEUE, ids, live)
+        options = {"extra_keys": QUEUE, "ids": ids, "where": live, "chunk_size": chunk_size}
+        close(nce(X, Y, **options), forward, 1e-5)
+        close(nce(X, Y, symmetric=True, **options), (forward + backward) / 2, 1e-5)
+    # An id of 0 is not that of the extra keys, and nothing but the own key is left without them.
+    np.testing.assert_array_equal(nce(X, Y, ids=0 * IDS), 0)
+    close(nce(X, Y, extra_keys=QUEUE[:0]), nce(X, Y))
+
+
+def test_extra_keys_have_derivatives():
+    total = lambda x, y, more: jnp.sum(nce(x, y, extra_keys=more, ids=IDS))
+    by_x, by_y, by_more = jax.jit(jax.grad(total, (0, 1, 2)))(X, Y, QUEUE)
+    v = np.ones_like(QUEUE)
+    with jax.enable_x64(True):
+        f = lambda t: total(np.float64(X), np.float64(Y), QUEUE + t * np.float64(v))
+        np.testing.assert_allclose(np.sum(by_more), (f(1e-5) - f(-1e-5)) / 2e-5, rtol=1e-4)
+    assert np.any(by_x) and np.any(by_y)
+    held = jax.grad(lambda more: total(X, Y, jax.lax.stop_gradient(more)))(QUEUE)
+    assert not np.any(held)
+
+
+def test_extra_keys_of_all_devices():
+    def on_each(x, y, more, ids, where):
+        return nce(x, y, extra_keys=more, ids=ids, where=where, axis_name="i", chunk_size=2)
+
+    split = jax.shard_map(on_each, mesh=mesh(i=8), in_specs=P("i"), out_specs=P("i"))
+    want = functools.partial(nce, extra_keys=QUEUE, ids=IDS, where=MASK)
+
+    def sums(f):
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(f(x)))))(X)
+
+    close(sums(lambda x: split(x, Y, QUEUE, IDS, MASK)), sums(lambda x: want(x, Y)), 1e-4, 1e-5)
+
+
+def test_extra_keys_in_a_loss():
+    loss = jaxloss.Loss(jaxloss.info_nce, temperature=0.3)
+    got = loss(X, Y, where=MASK, extra_keys=QUEUE, ids=IDS)
+    close(got, nce(X, Y, where=MASK, extra_keys=QUEUE, ids=IDS)[MASK].mean())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, r"queries of shape \(24, 8\) and extra_keys of shape \(16, 3\)",
+         {"extra_keys": QUEUE[:, :3]}),
+        (ValueError, r"extra_keys of shape \(8,\)", {"extra_keys": QUEUE[0]}),
+        (ValueError, r"ids of shape \(3,\)", {"ids": IDS[:3]}),
+        (TypeError, "ids must be integers", {"ids": IDS.astype(np.float32)}),
+    ],
+)  # fmt: skip
+def test_wrong_extra_keys_and_ids(error, message, options):
+    with pytest.raises(error, match=message):
+        nce(X, Y, **options)

@@ -1,4 +1,4 @@
-"""The generalised cross-entropy between its two limits, and its derivatives by q."""
+"""The generalised cross-entropy and its derivatives by q; limits of the asymmetric loss."""
 
 from functools import partial
 
@@ -110,3 +110,47 @@ def test_bad_labels():
     )
     assert np.all(np.isnan(loss[:2])) and np.all(np.isnan(slope[:2]))
     assert loss[2] == 0 and np.all(slope[2] == 0)
+
+
+asl = jaxloss.asymmetric_loss
+LOGITS = np.float32([-np.inf, -100, -8, -2.9, -0.5, 0, 0.7, 9, 100, np.inf])
+
+
+def test_asymmetric_is_focal_without_clipping():
+    for g in (0.0, 0.5, 2.0):
+        for z in (0, 1):
+            want = jaxloss.sigmoid_focal_loss(LOGITS, z, gamma=g)
+            for clip in (0.0, jnp.float32(0)):
+                got = asl(LOGITS, z, gamma_negative=g, gamma_positive=g, clip=clip)
+                close(np.minimum(got, 1e30), np.minimum(want, 1e30))
+
+
+def test_asymmetric_in_its_tails():
+    """What is found for certain costs nothing; what is not, as much as clipping leaves."""
+    loss, pull = jax.vjp(lambda x: asl(x, 0), LOGITS)
+    close(loss[-2:], np.full(2, -(0.95**4) * np.log(0.05)))
+    np.testing.assert_array_equal(loss[:3], 0)
+    (slope,) = pull(jnp.ones_like(loss))
+    assert np.all(np.isfinite(slope)) and np.all(slope >= 0)
+    np.testing.assert_array_equal(slope[:3], 0)
+    loss, pull = jax.vjp(lambda x: asl(x, 1), LOGITS)
+    np.testing.assert_array_equal(np.asarray(loss)[[0, -1]], [np.inf, 0])
+    (slope,) = pull(jnp.ones_like(loss))
+    close(np.asarray(slope)[[0, -1]], np.float32([-1, 0]))
+
+
+def test_settings_of_each_label():
+    x, z = X, np.int32(X > 1)
+    gammas, clips = np.float32([0, 1, 2, 3, 4]), np.float32([0, 0.05, 0.1, 0, 0.3])
+    got = asl(x, z, gamma_negative=gammas, clip=clips)
+    for c in range(5):
+        close(got[:, c], asl(x[:, c], z[:, c], gamma_negative=gammas[c], clip=float(clips[c])))
+    with pytest.raises(ValueError, match=r"clip must be in \[0, 1\)"):
+        asl(x, z, clip=1.0)
+
+
+def test_at_the_edge_of_what_costs():
+    at = np.float32(0)  # Of which the sigmoid is 1/2.
+    for gamma in (0.0, 0.5, 4.0):
+        fn = lambda x, g=gamma: asl(x, 0, gamma_negative=g, clip=0.5)
+        assert fn(at) == 0 and jax.grad(fn)(at) == 0 and jax.grad(jax.grad(fn))(at) == 0

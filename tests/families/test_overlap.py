@@ -3,6 +3,7 @@
 import inspect
 import re
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ X = rng().normal(size=SHAPE).astype(np.float32) * 2
 T = np.eye(5, dtype=np.float32)[rng().integers(0, 5, SHAPE[:-1])]
 SOFT = rng().dirichlet(np.ones(5), SHAPE[:-1]).astype(np.float32)
 P = np.asarray(jax.nn.softmax(X))
+RELU: Any = "relu"
 WEIGHTS = np.arange(1, 6, dtype=np.float32) / 2
 
 
@@ -349,6 +351,61 @@ def test_false_positives_are_weighed_by_alpha():
     np.testing.assert_allclose(loss(there, found), [0.1 / 1.1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("fn", [dice, jaxloss.tversky_loss, jaxloss.jaccard_loss])
+def test_classes_that_overlap_by_their_logits(fn):
+    """Each class is a loss of its own."""
+    several = rng().integers(0, 2, SHAPE).astype(np.float32)
+    got = fn(X, several, activation="sigmoid", reduction="none")
+    close(got, np.stack([fn(X[..., [c]], several[..., [c]]) for c in range(5)], -1))
+    p = np.asarray(jax.nn.sigmoid(X))
+    close(fn(p, several, activation=None, reduction="none"), got, 1e-5)
+    close(fn(p, several, apply_softmax=False, reduction="none"), got, 1e-5)
+    one = several[..., :1]
+    close(fn(X[..., :1], one, activation="sigmoid"), fn(X[..., :1], one))
+    live = rng().uniform(size=SHAPE) < 0.7
+    for c in range(5):
+        some = fn(X, several, activation="sigmoid", reduction="none", where=live)[:, c]
+        close(some, fn(X[..., [c]], several[..., [c]], where=live[..., [c]]))
+
+
+# Of the predictions as they are, and with the classes last.
+_AXES = {0: ((1, 2), (0, 1)), 1: ((0, 3), (0, 2)), -2: ((0, 1), (0, 1))}
+
+
+@pytest.mark.parametrize("class_axis", _AXES)
+def test_a_class_axis_that_is_not_the_last(class_axis):
+    x, t = (np.moveaxis(a, -1, class_axis) for a in (X, SOFT))
+    live = rng().uniform(size=SHAPE) < 0.7
+    run = partial(dice, class_axis=class_axis)
+    for options in ({}, {"reduction": "none", "class_weights": WEIGHTS}, {"activation": "sigmoid"}):
+        close(run(x, t, **options), dice(X, SOFT, **options))
+    for where, moved in ((live[..., 0], live[..., 0]), (live, np.moveaxis(live, -1, class_axis))):
+        close(run(x, t, where=moved), dice(X, SOFT, where=where))
+    axis, last = _AXES[class_axis]
+    close(run(x, t, axis=axis), dice(X, SOFT, axis=last))
+    one, there = np.expand_dims(X[..., 0], class_axis), np.expand_dims(T[..., 0], class_axis)
+    close(run(one, T[..., 0]), run(one, there))
+    with pytest.raises(ValueError, match="names the class axis"):
+        run(x, t, axis=class_axis)
+
+
+def test_focal_tversky():
+    x, t = np.float32([[2.0, -1.0, 0.5, -3.0]]), np.float32([[1, 0, 1, 0]])
+    focal = partial(jaxloss.tversky_loss, alpha=0.3, beta=0.7)
+    plain = focal(x[..., None], t[..., None])
+    for gamma in (0.5, 4 / 3, 3.0):
+        close(focal(x[..., None], t[..., None], gamma=gamma), plain ** (1 / gamma))
+    close(jax.jit(focal)(x[..., None], t[..., None], gamma=1.0), plain)
+    # The root of what is found perfectly has no derivative: it is 0.
+    perfect = partial(focal, smooth=0.0, activation=None)
+    for gamma in (2.0, 1.0, 0.5):
+        fn = jax.jit(lambda p, g: perfect(p[..., None], t[..., None], gamma=g)[0])
+        loss, slope = jax.value_and_grad(fn)(t, gamma)
+        assert loss == 0 and np.all(np.isfinite(slope)) and np.any(slope) == (gamma == 1)
+        assert np.all(np.isfinite(jax.hessian(fn)(t, gamma)))
+        assert jax.grad(fn, 1)(t, gamma) == 0
+
+
 def test_the_pieces_make_other_forms_of_the_formula():
     """An epsilon in the denominator alone, as Keras has it."""
     p, t, eps = P[..., 0].ravel(), T[..., 0].ravel(), np.float32(1e-3)
@@ -408,6 +465,13 @@ def test_generalized_mean_is_of_images_with_a_pixel():
         (ValueError, "smooth must be in", lambda: generalized(X, T, smooth=-1)),
         (ValueError, "names the class axis", lambda: dice(X, T, axis=(1, -1))),
         (ValueError, "axis 4", lambda: dice(X, T, axis=4)),
+        (ValueError, "gamma must be in", lambda: jaxloss.tversky_loss(X, T, gamma=0)),
+        (ValueError, "activation must be .*'relu'", lambda: dice(X, T, activation=RELU)),
+        (
+            ValueError,
+            "predictions are probabilities",
+            lambda: dice(X, T, activation="sigmoid", apply_softmax=False),
+        ),
         (ValueError, "'weighted_mean'", lambda: dice(X, T, reduction="weighted_mean")),
         (ValueError, "rank 0", lambda: dice(0.5, 1)),
     ],

@@ -1,7 +1,9 @@
 """Ranking losses: lists in rows and packed in them, masks, chunks of pairs, kinks and limits."""
 
+import itertools
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from tests.test_properties import close as nearly
 from tests.test_transforms import close, rng
 
 inf, nan = np.inf, np.nan
+MAP: Any = "map"
 softmax, logistic, hinge = (
     jaxloss.ranking_softmax_loss,
     jaxloss.pairwise_logistic_loss,
@@ -470,3 +473,162 @@ def test_gradients_sum_to_zero(s, y):
 def test_a_margin_of_zero_counts_what_is_in_the_wrong_order(s, y):
     wrong = [b - a for a, g in zip(s, y, strict=True) for b, h in zip(s, y, strict=True) if g > h]
     nearly(hinge(s, y, margin=0.0), sum(max(d, 0) for d in wrong), 10)
+
+
+listmle, approx = jaxloss.listmle_loss, jaxloss.approx_ndcg_loss
+LAMBDA = {
+    "logistic": partial(logistic, lambda_weights="ndcg"),
+    "hinge": partial(hinge, lambda_weights="ndcg"),
+}
+NEW = {"listmle": listmle, "approx_ndcg": approx, **LAMBDA}
+EVERY_NEW = pytest.mark.parametrize("fn", NEW.values(), ids=NEW)
+four = hnp.arrays(np.float32, 4, elements=st.floats(-30, 30, width=32))
+
+
+def ndcg(ranks, labels):
+    """Of one list, in float64."""
+    gains = 2.0 ** np.asarray(labels) - 1
+    best = np.sort(gains)[::-1] / np.log2(2 + np.arange(len(gains)))
+    return np.sum(gains / np.log2(1 + np.asarray(ranks))) / best.sum()
+
+
+@given(four)
+def test_probabilities_of_all_orders_sum_to_one(s):
+    orders = np.array(list(itertools.permutations(range(4))))
+    losses = listmle(np.broadcast_to(s, orders.shape), orders)
+    np.testing.assert_allclose(np.sum(np.exp(-np.float64(losses))), 1, rtol=1e-5)
+
+
+@given(st.floats(-90, 90, width=32), st.floats(-90, 90, width=32))
+def test_an_order_of_two_items_is_logistic(a, b):
+    s = np.float32([a, b])
+    for labels in ([1, 0], [0, 3]):
+        nearly(listmle(s, np.array(labels)), logistic(s, np.array(labels)))
+
+
+def test_an_order_of_items_item_by_item():
+    s, y, *_ = batch(3, 7)
+    for i in range(3):
+        best = np.float64(s[i])[np.argsort(-y[i], kind="stable")]
+        want = sum(np.log(np.exp(best[k:]).sum()) - best[k] for k in range(7))
+        close(listmle(s[i], y[i]), want)
+    np.testing.assert_array_equal(listmle(s[:, :1], y[:, :1]), 0)
+    # Ties are taken in the order given.
+    close(listmle(s, 1), listmle(s, np.arange(7)[::-1][None]))
+
+
+def test_approximate_ranks_become_ranks():
+    s, y, *_ = batch(3, 7)
+    ranks = 1 + np.argsort(np.argsort(-s))
+    want = [1 - ndcg(*row) for row in zip(ranks, y, strict=True)]
+    close(approx(s, y, temperature=1e-4), want)
+    smooth = 0.5 + (1 / (1 + np.exp((s[:, :, None] - s[:, None]) / 0.5))).sum(-1)
+    close(approx(s, y, temperature=0.5), [1 - ndcg(*row) for row in zip(smooth, y, strict=True)])
+    np.testing.assert_array_equal(approx(s, 0), 0)
+    np.testing.assert_array_equal(jax.grad(lambda s: approx(s, 0).sum())(s), 0)
+    # Equal labels have one derivative.
+    slope = jax.grad(approx, 1)(np.float32([3, 3, 3]), np.float32([2, 1, 1]))
+    assert slope[1] == slope[2]
+
+
+def swapped(s, y):
+    """By how much the NDCG of a list changes if two items change places."""
+    ranks = 1 + np.argsort(np.argsort(-s, kind="stable"))
+    change = np.zeros((len(s), len(s)))
+    for i, j in itertools.product(range(len(s)), repeat=2):
+        after = ranks.copy()
+        after[[i, j]] = ranks[[j, i]]
+        change[i, j] = abs(ndcg(after, y) - ndcg(ranks, y))
+    return change
+
+
+@pytest.mark.parametrize("name", LAMBDA)
+def test_pairs_weigh_what_the_ndcg_changes_by(name):
+    s, y, weights, *_ = batch(2, 6)
+    s[1, 3:] = s[1, 0]
+    of_pair = (
+        (lambda d: np.log1p(np.exp(-d))) if name == "logistic" else lambda d: np.maximum(0, 1 - d)
+    )
+    for i in range(2):
+        d = np.float64(s[i])[:, None] - s[i]
+        pair = (y[i][:, None] > y[i]) * swapped(s[i], y[i])
+        close(LAMBDA[name](s[i], y[i]), np.sum(pair * of_pair(d)))
+        want = np.sum(weights[i][:, None] * pair * of_pair(d))
+        close(LAMBDA[name](s[i], y[i], weights=weights[i], chunk_size=4), want)
+    # No derivative by the weights: those of the losses alone, weighted.
+    slope = jax.grad(lambda s: LAMBDA["hinge"](s, y[0]))(s[0])
+    each = (y[0][:, None] > y[0]) * swapped(s[0], y[0]) * (s[0][:, None] - s[0] < 1)
+    close(slope, each.sum(0) - each.sum(1))
+
+
+def test_weights_of_ranks_by_a_function():
+    s, y, _, live, lists = batch(3, 9)
+
+    def of_first(y_i, y_j, r_i, r_j):
+        return jnp.where(jnp.minimum(r_i, r_j) == 1, y_i - y_j, 0)
+
+    got = logistic(s, y, lambda_weights=of_first, where=live, segments=lists, chunk_size=2)
+    want = np.zeros(3)
+    for i, k in itertools.product(range(3), (-1, 0, 1)):
+        some = live[i] & (lists[i] == k)
+        a, b = np.float64(s[i][some]), y[i][some]
+        for m, n in itertools.permutations(range(len(a)), 2):
+            if b[m] > b[n] and np.argmax(a) in (m, n):
+                want[i] += (b[m] - b[n]) * np.log1p(np.exp(a[n] - a[m]))
+    close(got, want)
+    with pytest.raises(ValueError, match="lambda_weights must be 'ndcg' or a function, got 'map'"):
+        logistic(s, y, lambda_weights=MAP)
+
+
+@EVERY_NEW
+def test_lists_in_a_row_are_as_lists_alone(fn):
+    s, y, _, live, lists = batch(3, 9)
+    poisoned = np.where(live, s, nan).astype(np.float32)
+    losses, (slope,) = swept(lambda s: fn(s, y, where=live, segments=lists), poisoned)
+    want, expected = np.zeros(3), np.zeros_like(s)
+    for i, k in itertools.product(range(3), (-1, 0, 1)):
+        some = live[i] & (lists[i] == k)
+        loss, grad = jax.value_and_grad(fn)(s[i][some], y[i][some])
+        want[i] += loss
+        expected[i][some] = grad
+    close(losses, want)
+    close(slope, expected)
+    np.testing.assert_array_equal(fn(poisoned, y, where=False), 0)
+
+
+@EVERY_NEW
+@pytest.mark.parametrize("bad", ["score", "label"])
+def test_nan_is_loud_in_its_list(fn, bad):
+    s, y = np.zeros((2, 3), np.float32), np.float32([[2, 1, 0], [2, 1, 0]])
+    (s if bad == "score" else y)[0, 1] = nan
+    losses, (slope,) = swept(lambda s: fn(s, y), s)
+    assert np.isnan(losses).tolist() == [True, False]
+    assert np.isnan(slope[0]).all() and np.isfinite(slope[1]).all()
+
+
+@EVERY_NEW
+def test_infinite_scores_of_new_losses(fn):
+    y = np.float32([2, 1, 0])
+    loss, (slope,) = swept(lambda s: fn(s, y), np.float32([inf, 0, -inf]))
+    assert loss == pytest.approx(0) and np.all(slope == 0)
+    loss, (slope,) = swept(lambda s: fn(s, y), np.float32([-inf, 0, inf]))
+    assert loss == (pytest.approx(1 - ndcg([3, 2, 1], y)) if fn is approx else inf)
+    assert np.all(np.isfinite(slope))
+
+
+def test_memory_of_ranks():
+    """One array of all pairs of 8 lists of 2000 has 128 MB."""
+    lists = jax.ShapeDtypeStruct((8, 2000), jnp.float32)
+    for fn in (approx, LAMBDA["logistic"]):
+        step = as_users(jax.value_and_grad(lambda s, y, fn=fn: jnp.sum(fn(s, y))))
+        program = step.lower(lists, lists).compile()
+        assert program.memory_analysis().temp_size_in_bytes < 40e6
+
+
+def test_long_lists_in_order():
+    """Tails of a thousand items, which a difference of two logarithms would lose."""
+    s = np.linspace(20, -20, 1000).astype(np.float32)
+    best = np.float64(s)
+    tails = np.cumsum(np.exp(best)[::-1])[::-1]
+    want = np.log1p(tails[1:] / np.exp(best[:-1])).sum()
+    np.testing.assert_allclose(listmle(s, s), want, rtol=2e-6)
