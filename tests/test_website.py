@@ -31,6 +31,7 @@ ENTRIES = {entry.name: entry for entry in catalog.entries()}
         ("loss = sum_j y_j * z_j", r"\mathrm{loss} &= \sum_{j} y_{j}\, z_{j}"),
         ("sum_j (a_j + b_j) + c", r"& \sum_{j} \left(a_{j} + b_{j}\right) + c"),
         ("|e| <= delta", r"\left|e\right| &\le \delta"),
+        ("J_i - J_(i-1)", r"& J_{i} - {J}_{i - 1}"),
         ("log softmax(s)_i", r"& \log {\operatorname{softmax}\left(s\right)}_{i}"),
         ("sum over k in N(i) of s_ik", r"& \sum_{k \in N\left(i\right)} s_{ik}"),
         ("(1 if j != k else 0)", r"& \left[j \ne k\right]"),

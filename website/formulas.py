@@ -37,7 +37,7 @@ RELATIONS = {
 }  # fmt: skip
 TOKEN = re.compile(
     r"\s*(?P<token>\d+(?:\.\d+)?(?:e-?\d+)?|[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*'?"
-    r"|\*\*|\|\||<=|>=|!=|<-|_[A-Za-z0-9]+|[-+*/()\[\]|=<>,;:.~])"
+    r"|\*\*|\|\||<=|>=|!=|<-|_[A-Za-z0-9]+|_(?=\()|[-+*/()\[\]|=<>,;:.~])"
 )
 # More words than that, of those that no sum has, make a line a sentence.
 WORDS = 4
@@ -267,7 +267,11 @@ class Parser:
     def postfix(self) -> Piece:
         out = self.primary()
         while True:
-            if self.next.startswith("_"):
+            if self.next == "_":  # x_(i - 1)
+                self.take()
+                self.take("(")
+                out = Piece(f"{{{out.tex}}}_{{{self.parenthesis().inner}}}", kind=out.kind)
+            elif self.next.startswith("_"):
                 out = Piece(f"{{{out.tex}}}_{{{_index(self.take()[1:])}}}", kind=out.kind)
             elif self.next == "." and self.tokens[self.at + 1 : self.at + 2]:
                 self.take()

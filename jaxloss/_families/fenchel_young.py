@@ -232,7 +232,9 @@ def entmax15_loss(
 ) -> Array:
     r"""The loss of 1.5-entmax, a softmax that is exactly zero for classes far behind.
 
-    `entmax_loss` with an alpha of 1.5, in fewer operations.
+    `entmax_loss` with an alpha of 1.5, in fewer operations:
+
+        loss = p.x - x_k + H(p)        p_j = max(x_j / 2 - tau, 0)**2
 
     Args, returns, raises: see `entmax_loss`.
 
