@@ -100,19 +100,17 @@ def _parts(data: Data, files: dict[str, Path]) -> Iterable[str]:
 
 
 def write_readme(data: Data, folder: Path) -> None:
-    """The README's section of facts: machine, picture, ratios, and some of peers' errors."""
+    """The README's section of facts: some of peers' errors, and a picture."""
     here = folder.resolve().relative_to(README.parent).as_posix()
-    m, versions = data["machine"], data["machine"]["packages"]
+    versions = data["machine"]["packages"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax", "keras"))
     parts = [
-        f"On a {m['device'].upper()} ({m['cores']} cores), jax {versions['jax']}, by `python -m "
-        f"benchmarks`. The [report]({here}/README.md) has every loss, size and library, memory, "
-        f"compilation, and where we lose; "
-        f"[docs/accelerators.md](docs/accelerators.md) has TPUs, by their compilers, and an H100, "
-        f"by its compiler and measured.",
-        _picture({"speed": folder / "speed.svg"}, "speed", folder=f"{here}/"),
-        *_summary(data["speed"]),
-        MODES,
         _some_failures(data["failures"]),
+        f"Run with {named}; the [report]({here}/README.md) has more of them, and speed, memory and "
+        "exactness for every loss, with where we lose.",
+        f"![Memory by the size of the vocabulary]({here}/vocabulary.svg)",
+        "Memory of the value and gradient of a language model's last layer, by the size of its "
+        "vocabulary, read off\nthe compiled programs.",
     ]
     start, end = MARKS
     body = re.escape(start) + ".*" + re.escape(end)

@@ -14,6 +14,7 @@ from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
 )
+from jaxloss._families.boxes import ciou_loss, diou_loss, giou_loss, iou_loss
 from jaxloss._families.categorical import (
     categorical_cross_entropy,
     categorical_cross_entropy_with_integer_labels,
@@ -23,10 +24,12 @@ from jaxloss._families.categorical import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jaxloss._families.contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
+from jaxloss._families.crps import ensemble_crps, gaussian_crps
 from jaxloss._families.direction import (
     cosine_distance,
     cosine_similarity,
 )
+from jaxloss._families.dispersion import gamma_nll, negative_binomial_nll, tweedie_loss
 from jaxloss._families.divergence import (
     convex_kl_divergence,
     distillation_loss,
@@ -37,6 +40,8 @@ from jaxloss._families.divergence import (
 )
 from jaxloss._families.experts import load_balancing_loss, router_z_loss
 from jaxloss._families.fenchel_young import (
+    entmax15_loss,
+    entmax_loss,
     make_fenchel_young_loss,
     multiclass_sparsemax_loss,
     sparsemax_loss,
@@ -50,7 +55,9 @@ from jaxloss._families.focal import (
 )
 from jaxloss._families.likelihood import (
     gaussian_nll,
+    laplace_nll,
     poisson_nll,
+    student_t_nll,
 )
 from jaxloss._families.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from jaxloss._families.margin import (
@@ -106,6 +113,7 @@ from jaxloss._families.regression import (
     squared_log_error,
     wing_loss,
 )
+from jaxloss._families.robust import expectile_loss, general_robust_loss, smooth_l1_loss
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
@@ -119,7 +127,7 @@ if TYPE_CHECKING:
     from jaxloss import keras as keras
     from jaxloss import tf as tf
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Loss",
@@ -134,6 +142,7 @@ __all__ = [
     "categorical_cross_entropy",
     "categorical_cross_entropy_with_integer_labels",
     "categorical_hinge_loss",
+    "ciou_loss",
     "circle_loss",
     "cispo_loss",
     "class_weights_from_counts",
@@ -147,16 +156,26 @@ __all__ = [
     "ctc_loss",
     "ctc_loss_with_forward_probs",
     "dice_loss",
+    "diou_loss",
     "distillation_loss",
     "dpo_hinge_loss",
     "dpo_loss",
+    "ensemble_crps",
+    "entmax15_loss",
+    "entmax_loss",
+    "expectile_loss",
+    "gamma_nll",
+    "gaussian_crps",
     "gaussian_nll",
+    "general_robust_loss",
     "generalized_cross_entropy",
     "generalized_kl_divergence",
+    "giou_loss",
     "group_advantages",
     "hinge_loss",
     "huber_loss",
     "info_nce",
+    "iou_loss",
     "ipo_loss",
     "jaccard_loss",
     "js_divergence",
@@ -165,6 +184,7 @@ __all__ = [
     "kl_estimate",
     "kto_loss",
     "l2_loss",
+    "laplace_nll",
     "linear_cross_entropy",
     "linear_distillation",
     "linear_statistics",
@@ -179,6 +199,7 @@ __all__ = [
     "multiclass_hinge_loss",
     "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss",
+    "negative_binomial_nll",
     "ntxent",
     "orpo_loss",
     "pairwise_hinge_loss",
@@ -196,6 +217,7 @@ __all__ = [
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal_loss",
     "simpo_loss",
+    "smooth_l1_loss",
     "smooth_labels",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -204,11 +226,13 @@ __all__ = [
     "squared_error",
     "squared_hinge_loss",
     "squared_log_error",
+    "student_t_nll",
     "supervised_contrastive_loss",
     "takes",
     "total_loss",
     "triplet_margin_loss",
     "tversky_loss",
+    "tweedie_loss",
     "uncertainty_weighting",
     "value_and_grad",
     "wing_loss",

@@ -24,7 +24,6 @@ ELSEWHERE = {
     "mse": "squared_error",
     "mae": "absolute_error",
     "l1": "absolute_error",
-    "smoothl1": "huber_loss",
     "pinball": "quantile_loss",
     "mape": "absolute_percentage_error",
     "msle": "squared_log_error",
@@ -33,7 +32,6 @@ ELSEWHERE = {
     "multimargin": "multiclass_hinge_loss",
     "marginranking": "pairwise_hinge_loss",
     "supcon": "supervised_contrastive_loss",
-    "iou": "jaccard_loss",
     "askeras": "keras.as_keras_loss",
 }
 

@@ -47,6 +47,7 @@ def _sample(of, name, operand, rng, n):
     of_pixels = operand.kind == "labels" and of.has("pixels")
     shape = SHAPES["pixels"][:-1] if of_pixels else SHAPES[operand.kind]
     shape = OF_SEQUENCES.get(name, shape) if operand.kind == "sequence" else shape
+    shape = (4,) if operand.of == "box" else shape
     batch = () if operand.kind == "shared" else (n,)
     if operand.of == "integer":
         # Of a sequence, 0 is the blank.

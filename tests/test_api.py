@@ -81,7 +81,7 @@ def test_no_name_elsewhere_is_ours():
         ("CrossEntropyLoss", "jaxloss.softmax_cross_entropy_with_integer_labels"),
         ("cross_entropy", "jaxloss.softmax_cross_entropy_with_integer_labels"),
         ("MSELoss", "jaxloss.squared_error"),
-        ("smooth_l1_loss", "jaxloss.huber_loss"),
+        ("SmoothL1Loss", "jaxloss.smooth_l1_loss"),
         ("CTCLoss", "jaxloss.ctc_loss"),
         ("MeanSquaredError", "jaxloss.keras.MeanSquaredError"),
         ("as_keras_loss", "jaxloss.keras.as_keras_loss"),

@@ -252,6 +252,7 @@ def test_settings_along_trailing_axes(fn, option):
     rng = np.random.default_rng(0)
     batch = arguments(fn, rng, 4)
     whole = next(iter(batch.values())).shape
+    batch.pop(option, None)
     value = SAMPLES[takes(fn).operands[option].of](rng, whole[-1:]).astype("f")
     want = fn(**batch, **{option: np.broadcast_to(value, whole)})
     np.testing.assert_array_equal(fn(**batch, **{option: value}), want)

@@ -38,7 +38,7 @@ def test_blocks_run(name):
 def test_readme(capsys):
     """The programs before the figures print what they say; the lines after them run."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    end = text.index("## Measured")
+    end = text.index("<!-- facts -->")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         run_blocks("README.md", {"__name__": "readme"}, end=end)
         logits, hidden = np.ones((2, 3, 4), np.float32)

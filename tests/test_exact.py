@@ -8,6 +8,7 @@ from mpmath import mp, mpf
 from tests.cases import CASES
 from tests.cases._case import Case
 from tests.cases._exact import exactly, groups, reference, target, ulps
+from tests.cases._jets import OperandsCase
 from tests.programs import as_users
 from tests.rows import each_formula, every_row, over, repeats, slow
 
@@ -83,7 +84,26 @@ def test_target_gradient_alone(case, dtype):
     assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
 
 
-@over([c for c in CASES if c.gradient and c.hessian], repeats)
+@over([c for c in CASES if isinstance(c, OperandsCase) and c.mixed], repeats)
+def test_second_derivatives_by_targets(case):
+    """Also mixed ones; the table has those by predictions."""
+    first, second = case.of
+    points = np.stack([np.concatenate([x[:first], y[:second]]) for x, y in case.points])
+
+    def loss(z):
+        return case.fn(z[:first], z[first:])
+
+    got = np.asarray(as_users(jax.vmap(jax.hessian(loss)))(points))
+    for z, hessian in zip(points, got, strict=True):
+        for i in range(first, first + second):
+            for j in range(i + 1):
+                terms = case.of_all(exactly(z), i, j)
+                scale = sum(map(abs, terms))
+                error = ulps(float(hessian[i, j]), sum(terms), scale, np.float32)
+                assert error <= case.ulps, (z, i, j)
+
+
+@over([c for c in CASES if c.gradient and c.hessian and c.differences], repeats)
 def test_terms_are_derivatives(case):
     """The table itself: its gradient and Hessian terms are derivatives of its value."""
     for x, y in [p for p in case.points if np.all(np.abs(p[0]) < 10)][::7]:

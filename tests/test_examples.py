@@ -93,3 +93,37 @@ def test_train_lm(tmp_path):
     assert held_out[12]["accuracy"] > held_out[0]["accuracy"]
     assert out.read_bytes().startswith(b"\x89PNG")
     assert out.stat().st_size > 20_000
+
+
+def _draws(name, out, *options):
+    result = load(name).main([*options, "--out", str(out)])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    return result
+
+
+def test_segmentation(tmp_path):
+    scores = _draws("segmentation", tmp_path / "out.png", "--steps", "100")
+    assert min(scores.values()) > 0.5
+
+
+def test_ctc(tmp_path):
+    result = _draws("ctc", tmp_path / "out.png", "--steps", "200")
+    assert result["last"] < result["first"] / 10
+    assert result["right"] > 0.5
+
+
+def test_hessian(tmp_path):
+    sizes = _draws("hessian", tmp_path / "out.png")
+    assert sizes["Newton"][-1] < 1e-6 < sizes["gradient descent"][-1]
+
+
+def test_distillation(tmp_path):
+    scores = _draws("distillation", tmp_path / "out.png", "--epochs", "20")
+    assert scores["teacher"] > 0.9
+    assert scores["student, distilled"] > scores["student, labels"]
+
+
+def test_contrastive(tmp_path):
+    result = _draws("contrastive", tmp_path / "out.png", "--steps", "60")
+    assert result["difference"] < 1e-4
+    assert result["found"] > 0.8

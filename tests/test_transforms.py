@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.cases import CASES, FIRST_ROWS
 from tests.devices import mesh
 from tests.programs import as_users
-from tests.rows import each_kind, each_kind_of_function, every_row, follows_its_kind, over, slow
+from tests.rows import each_kind, each_kind_of_function, follows_its_kind, over, slow
 
 BATCH = 16
 
@@ -179,7 +179,7 @@ def derivatives(f, a, v, w):
 
 
 @slow
-@every_row
+@over([c for c in CASES if c.differences])
 def test_modes_agree_with_each_other_and_with_differences(case):
     with jax.enable_x64(True):
         x, y = case.random(rng(), 3, dtype=np.float64)

@@ -1,5 +1,6 @@
 """One thing that is computed by us and by others, and what is right."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxloss
 from benchmarks.programs import brief
 from benchmarks.works import OURS
 
@@ -25,6 +27,8 @@ class Failure:
     holds: Callable[[np.ndarray], Any] | None = None
     # Of the largest number that is right; where that is 0, of 1.
     tolerance: float = 1e-3
+    # The function of ours that it is about, for its page; by default the one that `ours` is.
+    loss: str | None = None
 
     def holds_for(self, got: np.ndarray | str) -> bool:
         if isinstance(got, str):
@@ -50,7 +54,16 @@ def compared(
     """The same quantity of the losses, ours among them."""
     runs = {who: (lambda loss=loss: quantity(loss)) for who, loss in losses.items()}
     ours = runs.pop(OURS)
+    settings = {"loss": _public_name(losses[OURS]), **settings}
     return Failure(what=what, right=right, ours=ours, peers=runs, **settings)
+
+
+def _public_name(loss: Loss) -> str | None:
+    """Of a function of ours, or of one that is called by a lambda or a partial."""
+    loss = getattr(loss, "func", loss)
+    code = getattr(inspect.unwrap(loss), "__code__", None)
+    names = (getattr(loss, "__name__", ""), *(code.co_names if code else ()))
+    return next((name for name in names if name in jaxloss.__all__), None)
 
 
 def evaluated(run: Callable[[], Any]) -> np.ndarray | str:

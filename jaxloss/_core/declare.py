@@ -25,6 +25,7 @@ FILL: dict[str, Callable[[int], float]] = {
     "log distribution": lambda n: -math.log(max(n, 2)),
     "integer": lambda n: 0,
     "padding": lambda n: 0.0,
+    "box": lambda n: 0.5,
 }
 
 
@@ -87,7 +88,8 @@ def takes(
             - "shared": all examples have it in common, as the weight of a layer.
 
             Entries are "real", "logits", "positive", "probability", "sign", "bit",
-            "distribution", "log distribution", "integer" or "padding" (zeros, then ones).
+            "distribution", "log distribution", "integer", "padding" (zeros, then ones) or "box"
+            (the four numbers of one).
 
     Returns:
         A decorator, which returns the function itself.

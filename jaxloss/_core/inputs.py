@@ -41,6 +41,11 @@ def mask(where, *arrays):
     return tuple(jnp.where(where, a, 0.5) for a in arrays)
 
 
+def masked_setting(where, x):
+    """A setting without what is masked; one that all entries have in common stays one number."""
+    return mask(where, x)[0] if x.ndim else x
+
+
 def residual(p, t, where):
     """Prediction less target, 0 where masked."""
     p, t = mask(where, p, t)

@@ -40,13 +40,18 @@ def _has_a_value(x: Any) -> bool:
     return not isinstance(x, Tracer) or x.to_concrete_value() is not None
 
 
+def moves(tangent: Any) -> bool:
+    """Whether an argument is differentiated; that of one that is None is None."""
+    return tangent is not None and not isinstance(tangent, SymbolicZero)
+
+
 def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
     """Sum the terms of a derivative rule, one `(tangent, term)` pair per argument.
 
     The term of an argument that is not being differentiated is left out rather than
     multiplied by zero: its factor may be infinite.
     """
-    live = [term() for tangent, term in terms if not isinstance(tangent, SymbolicZero)]
+    live = [term() for tangent, term in terms if moves(tangent)]
     return sum(live[1:], live[0]) if live else jnp.zeros_like(like)
 
 
@@ -54,7 +59,7 @@ def live_jvp(
     f: Callable[..., Array], primals: Sequence[Any], tangents: Sequence[Any]
 ) -> tuple[Array, Array]:
     """`jax.jvp` by the operands that are being differentiated."""
-    live = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+    live = [i for i, tangent in enumerate(tangents) if moves(tangent)]
 
     def of_live(*some):
         given = dict(zip(live, some, strict=True))
@@ -83,12 +88,12 @@ def with_fast_gradient(
 
     @partial(loss.defjvp, symbolic_zeros=True)
     def _loss_rule(primals, tangents):
-        (x, *others), (v, *moves) = primals, tangents
+        (x, *others), (v, *rest) = primals, tangents
         value, gradient = both(x, *others)
         terms = [(v, lambda: inner(gradient, v))]
-        moving = [move for move in moves if not isinstance(move, SymbolicZero)]
+        moving = list(filter(moves, rest))
         if moving:
-            terms.append((moving[0], lambda: live_jvp(partial(exact, x), others, moves)[1]))
+            terms.append((moving[0], lambda: live_jvp(partial(exact, x), others, rest)[1]))
         return value, tangent_sum(value, *terms)
 
     @jax.custom_jvp

@@ -75,6 +75,8 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""`softmax_cross_entropy` along the last axis, under the name that optax gives the one
     which takes logits of -inf. Here both do, in every derivative.
 
+        loss = -sum_j y_j * log_softmax(x)_j
+
     Args, returns, raises and derivatives: see `softmax_cross_entropy`.
 
     References:

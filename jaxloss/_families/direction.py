@@ -24,7 +24,9 @@ def cosine_similarity(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    r"""Cosine of the angle between two vectors, `<p, t> / (|p| |t|)`, in [-1, 1].
+    r"""Cosine of the angle between two vectors, in [-1, 1].
+
+        similarity = sum_j p_j * t_j / (|p| * |t|)
 
     Args:
         predictions: vectors p along `axis`, any floating dtype.

@@ -215,6 +215,8 @@ def convex_kl_divergence(
 ) -> Array:
     r"""`generalized_kl_divergence`, under the name that optax gave it first.
 
+        loss = sum_j t_j * (log(t_j) - l_j) + exp(l_j) - t_j
+
     Args, returns, raises: see `generalized_kl_divergence`.
 
     References:

@@ -203,6 +203,10 @@ def binary_dice_loss(
 ) -> Array:
     r"""`dice_loss` of one class, whose axis may be left out.
 
+    With p the probabilities, t the targets, sums over the pixels, and s `smooth`:
+
+        loss = 1 - (sum_i p_i * t_i + s) / ((sum_i p_i + sum_i t_i) / 2 + s)
+
     Args:
         predictions: logits, floating, shaped (batch, pixels ...) or (batch, pixels ..., 1). A
             last axis of size 1 is the class axis, so (n, 1) is n examples of a pixel.

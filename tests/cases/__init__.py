@@ -2,9 +2,12 @@
 
 from tests.cases import (
     binary,
+    boxes,
     categorical,
     contrastive,
+    crps,
     direction,
+    dispersion,
     divergence,
     experts,
     fenchel_young,
@@ -19,6 +22,7 @@ from tests.cases import (
     preference,
     ranking,
     regression,
+    robust,
     sequence,
 )
 from tests.cases._case import Case
@@ -44,6 +48,10 @@ FAMILIES = (
     preference,
     policy,
     experts,
+    boxes,
+    robust,
+    dispersion,
+    crps,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

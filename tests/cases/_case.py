@@ -26,6 +26,12 @@ def _distribution(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
     return x / x.sum(-1, keepdims=True)
 
 
+def _box(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
+    """One in any format."""
+    corner = rng.uniform(size=(*shape[:-1], 2))
+    return np.concatenate([corner, corner + 0.1 + rng.uniform(size=corner.shape)], -1)
+
+
 # What predictions and targets may be, and a well-behaved sample of it. The "logits" are real
 # numbers of which -inf excludes a class; "integer" targets are labels of the entries of a row.
 SAMPLES: dict[str, Callable[[Rng, tuple[int, ...]], np.ndarray]] = {
@@ -37,6 +43,7 @@ SAMPLES: dict[str, Callable[[Rng, tuple[int, ...]], np.ndarray]] = {
     "bit": lambda rng, shape: rng.choice([0.0, 1.0], size=shape),
     "distribution": _distribution,
     "log distribution": lambda rng, shape: np.log(_distribution(rng, shape)),
+    "box": _box,
 }
 
 
@@ -81,6 +88,8 @@ class Case:
     hessian: Callable[[Row, Any, int, int], Terms] | None = None
     target_gradient: Callable[[Row, Any, int], Terms] | None = None
     ulps: float = 4
+    # Whether the derivatives are those of the value: not where a factor is held.
+    differences: bool = True
     # The function of which this is another name, or a thin variant.
     same_formula_as: str | None = None
     # The function in optax of which this is a drop-in replacement, if optax is right.

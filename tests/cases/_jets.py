@@ -171,6 +171,27 @@ def jets_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields:
     return Case(name=name, fn=fn, naive=naive, points=points, sizes=(), **derivatives | fields)
 
 
+def numbers_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields: Any) -> Case:
+    """A row of an elementwise loss, of `exact(prediction, target)`."""
+    of_both = terms_of(lambda z, _: exact(*z))
+
+    def terms(x, y, *index):
+        return of_both([x[0], y[0]], (), *index)
+
+    return Case(
+        name=name,
+        fn=fn,
+        naive=naive,
+        points=points,
+        value=terms,
+        gradient=terms,
+        hessian=terms,
+        target_gradient=lambda x, y, _: terms(x, y, 1),
+        size=None,
+        **fields,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperandsCase(Case):
     """Of a loss of several operands: so many lie in the prediction, so many in the target."""
@@ -178,6 +199,8 @@ class OperandsCase(Case):
     of: tuple[int, int]
     # The derivatives by all of them, in this order.
     of_all: Callable[..., Terms]
+    # Whether those by the target, twice or mixed, are to be exact as well.
+    mixed: bool
 
 
 def operands_case(
@@ -196,6 +219,7 @@ def operands_case(
     `fn`, `naive` and `exact` take all of them. `sample(rng, n)` draws those of a model.
     """
     (first, second), size = of, max(of)
+    mixed = second > 0 and "hessian" not in fields
 
     def unpacked(f):
         def call(x, y):
@@ -223,6 +247,7 @@ def operands_case(
     return OperandsCase(
         name=name,
         of=of,
+        mixed=mixed,
         of_all=lambda operands, *index: of_all(operands, (), *index),
         fn=unpacked(fn),
         naive=unpacked(naive),

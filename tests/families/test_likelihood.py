@@ -60,3 +60,62 @@ def test_likelihoods_are_least_at_the_truth(x, t):
     at_truth = jaxloss.poisson_nll(math.log(t), t)
     assert jaxloss.poisson_nll(x, t) >= at_truth - 1e-5 * (1 + abs(at_truth))
     assert jaxloss.gaussian_nll(x, 0.0, t) >= jaxloss.gaussian_nll(0.0, 0.0, t)
+
+
+def test_laplace_and_student_densities_integrate_to_one():
+    grid = jnp.linspace(-60, 60, 12001)
+    for nll in (
+        jaxloss.laplace_nll(jnp.zeros(12001), grid, 1.5, full=True),
+        jaxloss.student_t_nll(jnp.zeros(12001), grid, 1.5, 5.0, full=True),
+    ):
+        np.testing.assert_allclose(jnp.sum(jnp.exp(-nll)) * 0.01, 1, rtol=1e-4)
+
+
+def test_student_printed_values():
+    """Of the table of critical values: two degrees of freedom, and one, which is Cauchy's."""
+    x = np.float32([0, 1, 3])
+    cauchy = np.log(math.pi * (1 + np.float64(x) ** 2))
+    np.testing.assert_allclose(jaxloss.student_t_nll(x, 0, 1.0, 1.0, full=True), cauchy, 1e-6)
+    two = 1.5 * np.log(2 + np.float64(x) ** 2)  # The density is (2 + x**2)**(-3/2).
+    np.testing.assert_allclose(jaxloss.student_t_nll(x, 0, 1.0, 2.0, full=True), two, 1e-6)
+
+
+@given(st.floats(-100, 100, width=32), st.floats(0.125, 20, width=32))
+def test_student_of_many_degrees_is_gaussian(e, s):
+    gaussian = jaxloss.gaussian_nll(e, 0.0, s * s)
+    scale = 1 + abs(gaussian)
+    np.testing.assert_allclose(jaxloss.student_t_nll(e, 0, s, np.inf), gaussian, atol=2e-6 * scale)
+    near = jaxloss.student_t_nll(e, 0, s, 1e30)
+    np.testing.assert_allclose(near, gaussian, atol=2e-6 * scale)
+
+
+def test_student_by_infinite_degrees():
+    by_df = jax.grad(jaxloss.student_t_nll, 3)
+    assert by_df(1.0, 0.0, 1.0, np.inf) == 0
+    for df in (0.0, -1.0, np.nan):
+        assert np.isnan(by_df(1.0, 0.0, 1.0, df))
+
+
+def test_scales_without_a_density():
+    for nll in (jaxloss.laplace_nll, lambda p, t, s: jaxloss.student_t_nll(p, t, s, 3.0)):
+        assert np.isnan(nll(1.0, 0.0, -1.0)) and np.isnan(jax.grad(nll)(1.0, 0.0, -1.0))
+        assert nll(1.0, 0.0, 0.0) == np.inf and nll(1.0, 1.0, 0.0) == -np.inf
+        assert jax.grad(nll)(1.0, 1.0, 2.0) == 0
+    assert jax.grad(jaxloss.laplace_nll, 2)(1.0, 0.0, 0.0) == -np.inf
+
+
+def test_beta_is_the_variance_to_its_power_without_a_derivative():
+    p, t, v = np.float32([1, 2]), np.float32([0.5, 4]), np.float32([0.25, 9])
+    plain = lambda p, v, **options: jaxloss.gaussian_nll(p, t, v, **options)
+    for beta in (0.5, 1.0):
+        for full in (False, True):
+            got = plain(p, v, beta=beta, full=full)
+            np.testing.assert_allclose(got, v**beta * plain(p, v, full=full), rtol=1e-6)
+        for i in (0, 1):
+            slope = [
+                jax.grad(lambda *a, o=o: jnp.sum(plain(*a, **o)), i)(p, v)
+                for o in ({}, {"beta": beta})
+            ]
+            np.testing.assert_allclose(slope[1], v**beta * slope[0], rtol=1e-6)
+    by_mean = jax.grad(lambda p: jnp.sum(plain(p, v, beta=1.0)))(p)
+    np.testing.assert_allclose(by_mean, p - t, rtol=1e-6)
