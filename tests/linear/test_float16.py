@@ -10,11 +10,11 @@ import pytest
 import jaxloss
 from tests import declared
 
-# Every linear loss, by the weight that its examples share.
+# Every linear loss, by the weight that its rows share.
 LINEAR = [
     fn
     for fn in declared.FUNCTIONS
-    if "shared" in {o.kind for o in declared.takes(fn).operands.values()}
+    if declared.takes(fn).has("shared") and declared.takes(fn).has("row")
 ]
 SWEEPS = [
     pytest.param(fn, settings, id=f"{fn.__name__}-{'-'.join(map(str, settings.values()))}")
