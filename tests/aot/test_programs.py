@@ -247,7 +247,7 @@ def test_looks_at_the_predictions_as_seldom_as_can_be(name, loss, use):
 ROWS_OF_HALF = 8192
 ARRAYS = [work for work in works() if work.case.model is None]
 # Their loop looks at float32 logits again and again.
-IN_FLOAT32 = {"multiclass_sparsemax_loss"}
+IN_FLOAT32 = {"multiclass_sparsemax_loss", "entmax15_loss", "entmax_loss"}
 
 
 @TARGETS
