@@ -84,7 +84,7 @@ def _version() -> str:
 
 def line(entry: Entry) -> Line:
     assert entry.declared is not None
-    kinds = [operand.kind for operand in entry.declared.operands.values()]
+    operands = list(entry.declared.operands.values())
     by_kind = {
         "entries": _entries,
         "row": _row,
@@ -92,7 +92,7 @@ def line(entry: Entry) -> Line:
         "embeddings": _embeddings,
         "pixels": _pixels,
     }
-    make = by_kind.get(kinds[0], _any)
+    make = _boxes if operands[0].of == "box" else by_kind.get(operands[0].kind, _any)
     try:
         out = make(entry)
         if out is not None and np.isfinite(curves(out)[0]).mean() > 0.5:
@@ -206,6 +206,15 @@ def _angle(entry: Entry, names: list[str]) -> Line:
         return entry.public(turned, *fixed)
 
     return Line("angle between the two, in degrees", -180, 180, loss, {"": 0.0})
+
+
+def _boxes(entry: Entry) -> Line:
+    def loss(u, size):
+        box = jnp.stack([u - size, -size, u + size, size])
+        return entry.public(box, jnp.array([-1.0, -1.0, 1.0, 1.0]))
+
+    sizes = {"a box of the true size": jnp.float32(1), "one half as wide": jnp.float32(0.5)}
+    return Line("offset from a true box of width 2", -4, 4, loss, sizes)
 
 
 def _list(entry: Entry) -> Line:
