@@ -291,7 +291,7 @@ def entmax_loss(
 
     >>> import jax, jaxloss
     >>> print(jaxloss.entmax_loss(jax.numpy.array([2.0, 1.0, -3.0]), 0, alpha=1.25))
-    0.15222192
+    0.152222
     """
     x, labels, axis, live = inputs.labelled("logits", logits, labels, axis, where)
     alpha = checks.scalar("alpha", alpha, x.dtype, checks.Range(1.0, 2.0))

@@ -78,7 +78,7 @@ def _entmax_parts(x, alpha):
         d = [g + excess for g in gap]
         step = (sum(power(v, 0) for v in d) - 1) / sum(power(v, 1) for v in d)
         excess += step
-        if abs(step) < mpf(10) ** -45:
+        if abs(step) < 2**8 * mp.eps * (1 + excess):  # Of the precision that is asked for.
             break
     d = [g + excess for g in gap]
     amplified = [1 + (v / (1 - e * v) if e * v < 1 else 0) for v in d]
