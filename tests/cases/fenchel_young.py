@@ -62,8 +62,11 @@ def _one_batch(loss):
 
 
 @cache
-def _entmax_parts(x, alpha):
-    """d, as in the library, p, the weights p**(2 - alpha), and how p magnifies an error of d."""
+def _entmax_parts(x, alpha, bits):
+    """d, as in the library, p, the weights p**(2 - alpha), and how p magnifies an error of d.
+
+    The results are kept, so `bits` has to say how precise they are.
+    """
     e = mpf(alpha) - 1
     gap = [max(x) - v for v in x]
 
@@ -78,7 +81,7 @@ def _entmax_parts(x, alpha):
         d = [g + excess for g in gap]
         step = (sum(power(v, 0) for v in d) - 1) / sum(power(v, 1) for v in d)
         excess += step
-        if abs(step) < 2**8 * mp.eps * (1 + excess):  # Of the precision that is asked for.
+        if abs(step) < 2**8 * mp.eps * (1 + excess):
             break
     d = [g + excess for g in gap]
     amplified = [1 + (v / (1 - e * v) if e * v < 1 else 0) for v in d]
@@ -86,7 +89,7 @@ def _entmax_parts(x, alpha):
 
 
 def _entmax_value(x, k, alpha):
-    d, p, _, by = _entmax_parts(tuple(x), alpha)
+    d, p, _, by = _entmax_parts(tuple(x), alpha, mp.prec)
     a = mpf(alpha)
     own = d[k] - (1 - p[k] ** a) / a
     others = (spread([v**a / a], b) for i, (v, b) in enumerate(zip(p, by, strict=True)) if i != k)
@@ -94,14 +97,14 @@ def _entmax_value(x, k, alpha):
 
 
 def _entmax_gradient(x, k, i, alpha):
-    _, p, _, by = _entmax_parts(tuple(x), alpha)
+    _, p, _, by = _entmax_parts(tuple(x), alpha, mp.prec)
     if i != k:
         return spread([p[i]], by[i])
     return [t for j in range(len(p)) if j != k for t in spread([-p[j]], by[j])]
 
 
 def _entmax_hessian(x, k, i, j, alpha):
-    _, _, w, by = _entmax_parts(tuple(x), alpha)
+    _, _, w, by = _entmax_parts(tuple(x), alpha, mp.prec)
     rows = [(m, -1) for m in range(len(w)) if m != k] if i == k else [(i, 1)]
     each = [
         spread([sign * w[m] * int(m == j), -sign * w[m] * w[j] / sum(w)], by[m] * by[j])
