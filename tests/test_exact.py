@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mpmath import mp, mpf
 
-from tests.cases import CASES
+from tests.cases import CASES, FIRST_OF_EACH_KIND
 from tests.cases._case import Case
 from tests.cases._exact import exactly, groups, reference, target, ulps
 from tests.cases._jets import OperandsCase
@@ -49,26 +49,29 @@ def test_gradients(case):
 
 @slow
 @every_row
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
-def test_gradient_alone(case, dtype, mode):
+@pytest.mark.parametrize(("mode", "dtype"), [(jax.grad, np.float64), (jax.jacfwd, np.float32)])
+def test_gradient_alone(case, mode, dtype):
     assert_exact(case, "gradient", jax.vmap(mode(case.fn)), dtype)
 
 
-HESSIANS = {
-    "forward over reverse": lambda f: jax.jacfwd(jax.grad(f)),
+@each_formula
+def test_hessian(case):
+    assert_exact(case, "hessian", jax.vmap(jax.jacfwd(jax.grad(case.fn))), np.float32)
+
+
+OTHER_HESSIANS = {
     "reverse over reverse": lambda f: jax.jacrev(jax.grad(f)),
     "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f)),
     "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
 }
 
 
-@each_formula
-@pytest.mark.parametrize(
-    "mode", ["forward over reverse", *(pytest.param(m, marks=slow) for m in list(HESSIANS)[1:])]
-)
-def test_hessian(case, mode):
-    assert_exact(case, "hessian", jax.vmap(HESSIANS[mode](case.fn)), np.float32)
+@slow
+@over(FIRST_OF_EACH_KIND)
+@pytest.mark.parametrize("mode", OTHER_HESSIANS)
+def test_hessian_of_other_modes(case, mode):
+    """That all modes agree for every row, `test_modes_agree_with_each_other...` shows."""
+    assert_exact(case, "hessian", jax.vmap(OTHER_HESSIANS[mode](case.fn)), np.float32)
 
 
 @slow
@@ -79,9 +82,8 @@ def test_hessian_in_float64(case):
 
 @slow
 @over([case for case in CASES if not case.integer])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_target_gradient_alone(case, dtype):
-    assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), dtype)
+def test_target_gradient_alone(case):
+    assert_exact(case, "target_gradient", jax.vmap(jax.grad(case.fn, 1)), np.float64)
 
 
 @over([c for c in CASES if isinstance(c, OperandsCase) and c.mixed], repeats)

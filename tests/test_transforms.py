@@ -116,8 +116,9 @@ def test_vmap_over_one_argument(case):
 
 @slow
 @over(FIRST_ROWS)
-@pytest.mark.parametrize("no_jit", [False, True], ids=["", "disable_jit"])
-@pytest.mark.parametrize("nans", [False, True], ids=["", "debug_nans"])
+@pytest.mark.parametrize(
+    ("no_jit", "nans"), [(True, False), (False, True)], ids=["disable_jit", "debug_nans"]
+)
 def test_eager(case, no_jit, nans):
     x, y, want = plain(case.name)
     with jax.disable_jit(no_jit), jax.debug_nans(nans):

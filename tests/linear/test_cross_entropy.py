@@ -135,7 +135,7 @@ def test_a_table_of_embeddings(sweep):
     assert_close(got, (value, (dh, dw.T, {})), 2e-6)
 
 
-SIZES = [*range(1, 301), 128256]
+SIZES = [*range(1, 41), *range(63, 66), 100, *range(127, 130), 255, 256, 300, 128256]
 SOME_SIZES = [1, 2, 3, 7, 100, 127, 128, 129, 255, 300, 128256]
 
 
