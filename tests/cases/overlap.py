@@ -287,6 +287,7 @@ CASES = [
         points=[(np.append(*x), np.append(*t)) for x, t in map(_pair, (0, 1, 4, 5))],
         size=6,
         sizes=(),
+        ulps=8,  # As of one class: four sigmoids of one ulp each in a second derivative.
     ).variant_of("dice_loss"),
     _one_class_case(
         "dice_loss(apply_softmax=False)",
