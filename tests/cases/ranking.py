@@ -71,6 +71,7 @@ def _pairwise_case(
     lists=lambda _: 0,
     swapped=lambda *_: [1],
     naive_swapped=lambda x, y: 1,
+    differences=True,
 ) -> Case:
     """From the terms of one pair's loss, and of its derivatives by the difference of scores."""
 
@@ -119,6 +120,7 @@ def _pairwise_case(
         targets="positive",
         points=POINTS,
         sizes=(1, 7, 129),
+        differences=differences,
         # The other row's weights are not those of a model.
         model=_lists(fn, of_all_pairs) if "(" not in name else None,
     )
@@ -307,6 +309,7 @@ CASES = [
         partial(jaxloss.pairwise_logistic_loss, lambda_weights="ndcg"),
         swapped=_swapped,
         naive_swapped=_naive_swapped,
+        differences=False,  # The weights, which the labels decide too, are held.
     ),
     _list_case("listmle_loss", jaxloss.listmle_loss, _naive_listmle, _listmle),
     _list_case(
