@@ -47,6 +47,12 @@ TWO_CLASSES = [
 ]
 
 
+def _of_class(x, t, i):
+    """The class of entry i, of two."""
+    own = slice(i // 3 * 3, i // 3 * 3 + 3)
+    return _of_logits(x[own], t[own])
+
+
 def _pair(i):
     """The pixels of two classes that overlap, one after the other."""
     return zip(ONE_CLASS[i], ONE_CLASS[i + 1], strict=True)
@@ -282,6 +288,12 @@ CASES = [
         value=lambda x, t: [
             term / 2 for c in (0, 3) for term in _of_logits(x[c : c + 3], t[c : c + 3]).value()
         ],
+        gradient=lambda x, t, i: [term / 2 for term in _of_class(x, t, i).gradient(i % 3)],
+        hessian=lambda x, t, i, j: (
+            [term / 2 for term in _of_class(x, t, i).hessian(i % 3, j % 3)]
+            if i // 3 == j // 3
+            else []
+        ),
         predictions="logits",
         targets="probability",
         points=[(np.append(*x), np.append(*t)) for x, t in map(_pair, (0, 1, 4, 5))],

@@ -105,7 +105,7 @@ def _pairwise_case(
         w, mine = np.array([float(weights(i)) for i in of]), np.array([lists(i) for i in of])
         pair = (y[:, None] > y[None]) & (mine[:, None] == mine[None])
         losses = jnp.asarray(w, x.dtype)[:, None] * naive(x[:, None] - x[None])
-        losses *= naive_swapped(x, y)
+        losses *= jax.lax.stop_gradient(naive_swapped(x, y))
         return jnp.sum(jnp.where(pair, losses, 0))
 
     return Case(
