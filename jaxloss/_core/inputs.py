@@ -27,11 +27,17 @@ def entries(where, **operands):
     converted = [(k, checks.numeric(k, v, x.dtype)) for k, v in others]
     for k, a in converted:
         x = jnp.broadcast_to(x, checks.common_shape(name, x, k, a))
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, name, x.shape)
-        where = jnp.broadcast_to(where, x.shape)
+    where = mask_of(where, name, x.shape)
     return [x, *(jnp.broadcast_to(a, x.shape) for _, a in converted)], where
+
+
+def mask_of(where, name, shape):
+    """Check the mask of what has a shape, and broadcast it to that; None stays None."""
+    if where is None:
+        return None
+    where = checks.boolean("where", where)
+    checks.fits("where", where, name, shape)
+    return jnp.broadcast_to(where, shape)
 
 
 def mask(where, *arrays):

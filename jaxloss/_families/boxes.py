@@ -340,8 +340,5 @@ def _pair(boxes, targets, format, where):
             f"boxes of shape {p.shape} and targets of shape {t.shape} must have four numbers "
             f"along the last axis, {format!r}"
         )
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, "boxes", shape[:-1])
-        where = jnp.broadcast_to(where, shape[:-1])
+    where = inputs.mask_of(where, "boxes", shape[:-1])
     return jnp.broadcast_to(p, shape), jnp.broadcast_to(t, shape), where

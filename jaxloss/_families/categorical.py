@@ -323,10 +323,7 @@ def smooth_labels(
     """
     y = checks.predictions("labels", labels)
     alpha = checks.scalar("alpha", alpha, y.dtype, checks.SHARE)
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, "labels", y.shape)
-        where = jnp.broadcast_to(where, y.shape)
+    where = inputs.mask_of(where, "labels", y.shape)
     return _smooth(y, alpha, where, axis=checks.axes(axis, y.ndim))
 
 

@@ -149,11 +149,7 @@ def ensemble_crps(
             f"members of shape {x.shape} and targets of shape {t.shape} do not match: expected "
             f"[..., M], of at least one member, and [...]"
         )
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, "targets", t.shape)
-        where = jnp.broadcast_to(where, t.shape)
-    return _ensemble(x, t, where, fair=fair)
+    return _ensemble(x, t, inputs.mask_of(where, "targets", t.shape), fair=fair)
 
 
 @partial(jit_when_eager, static_argnames="fair")

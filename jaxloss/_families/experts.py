@@ -69,10 +69,8 @@ def load_balancing_loss(
             f"selected of shape {chosen.shape} do not match router_logits of shape {x.shape}: "
             f"expected [..., k] and [..., E]"
         )
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, "tokens", x.shape[:-1])
-        where = jnp.broadcast_to(where, x.shape[:-1])[..., None]
+    where = inputs.mask_of(where, "tokens", x.shape[:-1])
+    where = None if where is None else where[..., None]
     return _load_balancing(x, chosen, where, axis_name=axis_name)
 
 

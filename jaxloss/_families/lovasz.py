@@ -72,7 +72,7 @@ def lovasz_hinge_loss(
         raise ValueError(
             f"labels of shape {z.shape} and logits of shape {x.shape} must have the same shape"
         )
-    return _lovasz_hinge(*jax.tree.map(_flat, (x, z, _mask(where, x.shape))))
+    return _lovasz_hinge(*jax.tree.map(_flat, (x, z, inputs.mask_of(where, "pixels", x.shape))))
 
 
 @takes(logits=("pixels", "logits"), labels="labels")
@@ -121,7 +121,7 @@ def lovasz_softmax_loss(
     x = checks.predictions("logits", logits)
     _check_images(x, 2)
     y = inputs.labels("logits", x, labels, x.ndim - 1, ignore_index)[..., 0]
-    live = inputs.not_ignored(_mask(where, y.shape), y, ignore_index)
+    live = inputs.not_ignored(inputs.mask_of(where, "pixels", y.shape), y, ignore_index)
     y, live = jax.tree.map(_flat, (y, live))
     x = x.reshape(*y.shape, x.shape[-1])
     return _lovasz_softmax(x, y, live, classes=_chosen(classes, x.shape[-1]))
@@ -131,14 +131,6 @@ def _check_images(x: Array, axes: int) -> None:
     if x.ndim < axes:
         wanted = "(batch, pixels ..., classes)" if axes == 2 else "(batch, pixels ...)"
         raise ValueError(f"logits of shape {x.shape} must have the shape {wanted}")
-
-
-def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    if where is None:
-        return None
-    where = checks.boolean("where", where)
-    checks.fits("where", where, "pixels", shape)
-    return jnp.broadcast_to(where, shape)
 
 
 def _flat(a: Array) -> Array:

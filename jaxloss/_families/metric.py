@@ -81,11 +81,7 @@ def triplet_margin_loss(
     degree = None if square else checks.scalar("norm_degree", norm_degree, a.dtype, finite)
     margin = checks.scalar("margin", margin, a.dtype)
     eps = checks.scalar("eps", eps, a.dtype, checks.NONNEGATIVE)
-    if where is not None:
-        where = checks.boolean("where", where)
-        losses = checks.without(shape, (axis,))
-        checks.fits("where", where, "losses", losses)
-        where = jnp.broadcast_to(where, losses)
+    where = inputs.mask_of(where, "losses", checks.without(shape, (axis,)))
     return _triplet(a, p, n, degree, margin, eps, where, axis=axis)
 
 

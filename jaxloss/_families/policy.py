@@ -408,10 +408,7 @@ def group_advantages(
     floating = jnp.issubdtype(rewards.dtype, jnp.floating)
     dtype = compute_dtype(rewards.dtype) if floating else jnp.float32
     r = checks.numeric("rewards", rewards, dtype)
-    if where is not None:
-        where = checks.boolean("where", where)
-        checks.fits("where", where, "rewards", r.shape)
-        where = jnp.broadcast_to(where, r.shape)
+    where = inputs.mask_of(where, "rewards", r.shape)
     return _group_advantages(r, where, axis=checks.axes(axis, r.ndim), normalize=normalize)
 
 
