@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.mapped import alike
 from jaxloss.linear._head import (
     Head,
     for_matmuls,
@@ -24,7 +23,13 @@ from jaxloss.linear._head import (
 )
 from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
-from jaxloss.linear._tokens import TokenSweep, join_chunks, over_chunks, split_in_chunks
+from jaxloss.linear._tokens import (
+    TokenSweep,
+    fold_chunks,
+    join_chunks,
+    over_chunks,
+    split_in_chunks,
+)
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,11 @@ class StoredSweep:
 
 def _store(body: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
     """Sum what `body` returns first; put what it returns second into arrays of all chunks."""
-    first = jax.tree.map(lambda x: x[0], chunks)
-    count = jax.tree.leaves(chunks)[0].shape[0]
-    sums, stored = jax.eval_shape(body, first)
+
+    def on_chip(chunk: Any) -> tuple[Any, Any]:
+        # Behind the barrier a TPU has the chunk on the chip, and does not slice as it multiplies.
+        return body(lax.optimization_barrier(chunk))
+
     # XLA cannot partition an array that is not filled: each device would hold all of it.
     new = lax.empty if unpartitioned() else jnp.zeros
-
-    def step(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        # Behind the barrier a TPU has the chunk on the chip, and does not slice as it multiplies.
-        more, some = body(lax.optimization_barrier(jax.tree.map(lambda x: x[i], chunks)))
-        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
-        return jax.tree.map(jnp.add, carry[0], more), jax.tree.map(put, carry[1], some)
-
-    start = (
-        jax.tree.map(lambda t: alike(jnp.zeros(t.shape, t.dtype), t), sums),
-        jax.tree.map(lambda t: alike(new((count, *t.shape), t.dtype), t), stored),
-    )
-    return lax.fori_loop(0, count, step, start)
+    return fold_chunks(on_chip, chunks, jax.tree.leaves(chunks)[0].shape[0], new)

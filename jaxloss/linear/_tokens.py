@@ -174,26 +174,36 @@ def _over_the_first(
     live: Array, body: Callable[..., tuple[Any, Any]], size: int, tokens: Any
 ) -> tuple[Any, Any]:
     n = jax.tree.leaves(tokens)[0].shape[0]
-    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1)), tokens)
 
-    def chunk(i):
-        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * size, size), padded)
+    def neighbours(x):
+        padded = jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, size, *x.shape[1:])
 
-    def step(i, carry):
-        def put(whole, part):
-            return lax.dynamic_update_slice_in_dim(whole, part, i * size, 0)
+    count = (live + size - 1) // size
+    sums, each = fold_chunks(body, jax.tree.map(neighbours, tokens), count, jnp.zeros)
+    return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], each)
 
-        sums, each = carry
-        more, some = body(chunk(i))
-        return jax.tree.map(jnp.add, sums, more), jax.tree.map(put, each, some)
 
-    def zeros(t, *length):
-        return alike(jnp.zeros((*length, *t.shape[len(length) :]), t.dtype), t)
+def fold_chunks(
+    body: Callable[..., tuple[Any, Any]], chunks: Any, count: Any, new: Callable[..., Array]
+) -> tuple[Any, Any]:
+    """Of the first `count` chunks, sum what `body` returns first; put what is second in place.
 
-    types, some = jax.eval_shape(body, chunk(0))
-    start = jax.tree.map(zeros, types), jax.tree.map(lambda t: zeros(t, n + -n % size), some)
-    sums, each = lax.fori_loop(0, (live + size - 1) // size, step, start)
-    return sums, jax.tree.map(lambda x: x[:n], each)
+    `new` makes the arrays for that, of all chunks. Reverse mode does not go through the loop.
+    """
+    length = jax.tree.leaves(chunks)[0].shape[0]
+    sums, each = jax.eval_shape(body, jax.tree.map(lambda x: x[0], chunks))
+
+    def step(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        more, some = body(jax.tree.map(lambda x: x[i], chunks))
+        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(jnp.add, carry[0], more), jax.tree.map(put, carry[1], some)
+
+    start = (
+        jax.tree.map(lambda t: alike(jnp.zeros(t.shape, t.dtype), t), sums),
+        jax.tree.map(lambda t: alike(new((length, *t.shape), t.dtype), t), each),
+    )
+    return lax.fori_loop(0, count, step, start)
 
 
 def split_in_chunks(size: int, x: Array) -> Array:
