@@ -101,7 +101,7 @@ def ranking_softmax_loss(
     if reduce_fn is None:
         return losses if lists is None else jnp.sum(losses, -1)
     if lists is not None:
-        items = jnp.ones(s.shape, jnp.int32) if live is None else live.astype(jnp.int32)
+        items = jnp.ones_like(s, jnp.int32) if live is None else live.astype(jnp.int32)
         live = _sum_each(items, lists) > 0
     elif live is not None:
         live = jnp.any(live, -1)
@@ -625,6 +625,7 @@ def _items(name, scores, labels, where, weights, segments):
 
 
 @jit_when_eager
+@left_to_xla(None)
 def _numbered(segments: Array) -> Array:
     """The same lists with numbers in [0, n)."""
 
