@@ -107,8 +107,8 @@ def bias_of(
     return b if live is None else jnp.where(live, 0 if b is None else b, -jnp.inf).astype(dtype)
 
 
-def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
-    return None if cap is None else checks.positive("logit_softcap", cap, dtype)
+def softcap(cap: ArrayLike | None, dtype: DTypeLike, name: str = "logit_softcap") -> Array | None:
+    return None if cap is None else checks.positive(name, cap, dtype)
 
 
 def dead(
