@@ -119,17 +119,27 @@ def test_labels_that_are_not_integers(fn, dtype):
     fails(TypeError, words, fn, struct(2, 3), struct(2, dtype=dtype))
 
 
-@each([f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)])
-def test_class_numbers_given_to_a_dense_function(fn):
+def distributions():
+    """The functions that take a distribution over classes for each row, and its name."""
+    for fn in FUNCTIONS:
+        of_rows = {k: o.of for k, o in takes(fn).operands.items() if o.kind == "row"}
+        for name in list(of_rows)[1:]:
+            if of_rows[name] == "distribution":
+                yield pytest.param(fn, name, id=fn.__name__)
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize(("fn", "name"), list(distributions()))
+def test_class_numbers_given_for_a_distribution(fn, name):
     """The message gives the one-hot labels to write, and they are right."""
-    words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
+    words = ["(2,)", "(2, 3)", "with_integer_labels", f"jax.nn.one_hot({name}, 3)"]
     fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
     for options in ({}, {"axis": 1} if "axis" in parameters(fn) else {}):
         p, labels = jnp.full((2, 3, 3), 1 / 3), jnp.array([[0, 1, 2], [2, 1, 1]])
         with pytest.raises(ValueError, match=r"jax\.nn\.one_hot\(") as caught:
             fn(p, labels, **options)
         (written,) = re.findall(r"jax\.nn\.one_hot\(.*?\)", str(caught.value))
-        one_hot = eval(written, {"jax": jax, "labels": labels})
+        one_hot = eval(written, {"jax": jax, name: labels})
         want = jax.nn.one_hot(labels, 3, axis=options.get("axis", -1))
         np.testing.assert_array_equal(one_hot, want)
         assert fn(p, one_hot, **options).shape == (2, 3)
