@@ -56,15 +56,17 @@ class Line:
     curves: dict[str, Any]
 
 
+def drawn(entry: Entry) -> bool:
+    """Whether there is a picture: of every loss, but not of every tool."""
+    return entry.name in SPECIAL or entry.declared is not None
+
+
 def svg(entry: Entry) -> str | None:
-    """The picture as SVG; None for what is no function of losses."""
-    if entry.name in SPECIAL:
-        figure = SPECIAL[entry.name]()
-    elif entry.declared is not None:
-        figure = _value_and_derivative(line(entry))
-    else:
+    """The picture as SVG, if there is one."""
+    if not drawn(entry):
         return None
-    return _text(figure)
+    special = SPECIAL.get(entry.name)
+    return _text(special() if special else _value_and_derivative(line(entry)))
 
 
 def kept(entry: Entry) -> str | None:
