@@ -61,7 +61,7 @@ class Work:
     def layered(self) -> bool:
         """Whether the mode "layer" puts one below the loss. The linear losses have their own: of
         them it is the value and the gradient of what they take."""
-        return not self.name.startswith("linear_")
+        return not any(of.kind == "shared" for of in self.takes.operands.values())
 
     def loss(self, peer: str, mode: str) -> Callable[..., Any]:
         loss = self.losses[peer]
