@@ -51,7 +51,7 @@ def arcface_loss(
         prototypes: one of each class, floating, [C, D], likewise.
         labels: integers in [0, C), of the shape of `embeddings` without its last axis. Any other
             label makes the loss NaN; under `jax.experimental.checkify` it is reported.
-        margin: m, in radians, in [0, pi].
+        margin: m, in radians, in [0, pi / 2].
         scale: s, the inverse of a temperature, positive.
         where: booleans of the shape of `labels`, or of its leading axes; 0 is the loss of others.
         ignore_index: 0 is the loss of examples with this label.
@@ -91,7 +91,7 @@ def arcface_loss(
     """
     return _angular(
         embeddings, prototypes, labels, margin, scale, where,
-        of=_arcface, margins=Range(0.0, math.pi), ignore_index=ignore_index,
+        of=_arcface, margins=Range(0.0, math.pi / 2), ignore_index=ignore_index,
         chunk_size=chunk_size, axis_name=axis_name,
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _sine(u: Array, v: Array) -> Array:
 
 
 def _distance(d: Array) -> Array:
-    """`|d|`, of the sum or difference of two unit vectors; held if it is of the size of rounding."""
+    """`|d|`, of a sum or difference of two unit vectors; held if it is of the size of rounding."""
     squares = _cosine(d, d)
     rounding = squares < (8 * float(jnp.finfo(d.dtype).eps)) ** 2
     size = jnp.sqrt(jnp.where(rounding, 1, squares))

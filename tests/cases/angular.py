@@ -15,9 +15,7 @@ from tests.cases._jets import ZERO, Jet, constant, exp, function, jets_case, log
 FEATURES, CLASSES = 256, 16000
 # Of errors that add up, where few do.
 ULPS = 1
-PROTOTYPES = np.float32(
-    [[1, 0, 0], [0.5, 1, -2], [-3, 0.25, 1], [2, 2, 1.5], [0, -1e-15, 0.5e-15]]
-)
+PROTOTYPES = np.float32([[1, 0, 0], [0.5, 1, -2], [-3, 0.25, 1], [2, 2, 1.5], [0, -1e-15, 0.5e-15]])
 EMBEDDINGS = [
     np.float32(row)
     for row in (
