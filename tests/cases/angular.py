@@ -15,7 +15,7 @@ from tests.cases._jets import ZERO, Jet, constant, exp, function, jets_case, log
 FEATURES, CLASSES = 256, 16000
 # Of errors that add up, where few do.
 ULPS = 1
-PROTOTYPES = np.float32([[1, 0, 0], [0.5, 1, -2], [-3, 0.25, 1], [2, 2, 1.5], [0, -1e-15, 0.5e-15]])
+PROTOTYPES = np.float32([[1, 0, 0], [0.5, 1, -2], [-3, 0.25, 1], [2, 2, 1.5], [0, -0.25, 0.125]])
 EMBEDDINGS = [
     np.float32(row)
     for row in (
@@ -30,15 +30,18 @@ EMBEDDINGS = [
     )
 ]
 LABELLED = [(x, k) for x in EMBEDDINGS for k in range(len(PROTOTYPES))]
-# One embedding and three prototypes, of two numbers each.
+# One embedding and five prototypes, of two numbers each.
 TOGETHER = [
     (np.float32(row), k)
-    for row in (
-        [1, 0, 3, 0, 0.5, -1, -2, 1],
-        [0.3, -2, 1, 1, -1.5, 0.25, 0.25, -2],
-        [2e3, 1e3, -1e-3, -0.5e-3, 0.5, 3, 2, 1.1],
+    for k, row in enumerate(
+        (
+            [1, 0, 3, 0, 0.5, -1, -2, 1, 1, 1, 0, 2],
+            [0.3, -2, 1, 1, -1.5, 0.25, 0.25, -2, 1, 0, -1, -1],
+            [2e3, 1e3, -1e-3, -0.5e-3, 0.5, 3, 2, 1.1, 1, -0.5, 0, 4],
+            [0.5, 4, 1, 2, -3, 0.25, 0.25, -2, -1, -8, 1, 9],
+            [-1, 3, 1, 2, -2, 5, 3, 0.5, -0.3, -0.2, -1, 2.5],
+        )
     )
-    for k in range(3)
 ]
 
 
@@ -152,7 +155,7 @@ def _together(loss, m, s):
 
     def of(f):
         def one(x, k):
-            return f(x[:2], x[2:].reshape(3, 2), k)
+            return f(x[:2], x[2:].reshape(5, 2), k)
 
         return jnp.vectorize(one, signature="(n),()->()")
 
@@ -160,11 +163,11 @@ def _together(loss, m, s):
         f"{loss.__name__}(by its prototypes)",
         of(partial(loss, margin=m, scale=s)),
         of(plain),
-        lambda x, k: exact(x[:2], [x[2:4], x[4:6], x[6:]], k),
+        lambda x, k: exact(x[:2], [x[i : i + 2] for i in range(2, 12, 2)], k),
         TOGETHER,
         predictions="real",
         targets="integer",
-        size=8,
+        size=12,
         ulps=ULPS,
     )
 
