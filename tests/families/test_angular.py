@@ -178,6 +178,19 @@ def test_prototypes_that_do_not_fit():
         split(x, p)
 
 
+def test_cosines_are_exact_to_float32_unless_a_user_says_otherwise():
+    x, p, k = operands()
+
+    def matmuls():
+        step = jax.value_and_grad(lambda x, p: jnp.sum(jaxloss.arcface_loss(x, p, k)), (0, 1))
+        text = jax.jit(step).lower(x, p).as_text()
+        return text.count("stablehlo.dot_general"), text.count("[HIGHEST, HIGHEST]")
+
+    assert matmuls() == (4, 4)
+    with jax.default_matmul_precision("default"):
+        assert matmuls() == (4, 0)
+
+
 @pytest.mark.slow
 def test_memory_of_a_million_classes():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8192, 256), (1_000_000, 256))]
