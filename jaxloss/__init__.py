@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxloss import _names
 from jaxloss._core.declare import takes
+from jaxloss._families.angular import arcface_loss, cosface_loss
 from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
@@ -135,6 +136,7 @@ __all__ = [
     "absolute_error",
     "absolute_percentage_error",
     "approx_ndcg_loss",
+    "arcface_loss",
     "asymmetric_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
@@ -150,6 +152,7 @@ __all__ = [
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "convex_kl_divergence",
+    "cosface_loss",
     "cosine_distance",
     "cosine_similarity",
     "cpo_loss",

@@ -1,6 +1,7 @@
 """The case table: one row a loss and setting. Tests, benchmarks and docs iterate it."""
 
 from tests.cases import (
+    angular,
     binary,
     boxes,
     categorical,
@@ -52,6 +53,7 @@ FAMILIES = (
     robust,
     dispersion,
     crps,
+    angular,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
