@@ -115,6 +115,7 @@ from jaxloss._families.regression import (
 )
 from jaxloss._families.robust import expectile_loss, general_robust_loss, smooth_l1_loss
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._families.survival import cox_loss
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
 from jaxloss._mean import Mean
@@ -152,6 +153,7 @@ __all__ = [
     "convex_kl_divergence",
     "cosine_distance",
     "cosine_similarity",
+    "cox_loss",
     "cpo_loss",
     "ctc_loss",
     "ctc_loss_with_forward_probs",

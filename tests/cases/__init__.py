@@ -24,6 +24,7 @@ from tests.cases import (
     regression,
     robust,
     sequence,
+    survival,
 )
 from tests.cases._case import Case
 
@@ -52,6 +53,7 @@ FAMILIES = (
     robust,
     dispersion,
     crps,
+    survival,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
