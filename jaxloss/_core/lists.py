@@ -140,8 +140,9 @@ def _leads_rule(primals, tangents):
 
     def join(later, earlier):
         (share, mean, _), (rest, own, ends) = later, earlier
-        mean = jnp.where(ends, own, own + rest * mean)
-        return jnp.where(ends, 0, rest * share), mean, later[2] | ends
+        # Another list's NaN, too, is kept out, in both directions.
+        rest, share, mean = (jnp.where(ends, 0, a) for a in (rest, share, mean))
+        return rest * share, own + rest * mean, later[2] | ends
 
     start = sigmoid(lead), sigmoid(-lead) * v, is_last
     _, mean, _ = lax.associative_scan(join, start, reverse=True, axis=s.ndim - 1)
