@@ -71,25 +71,36 @@ def infinite(losses: Array) -> Array:
 class Sorted(NamedTuple):
     order: Array  # which item is at each place
     number: Array  # of its list, one that no list has if it is masked
-    keys: list[Array]
+    keys: Array
 
 
-def in_order(live: Array | None, lists: Array | None, *keys: Array) -> Sorted:
-    """List after list, the items with the smallest keys first; equal ones in the order given."""
-    shape, axis = keys[0].shape, keys[0].ndim - 1
-    number = jnp.zeros(shape, jnp.int32) if lists is None else lists
-    number = inputs.exclude(live, number, shape[axis])
-    place = lax.broadcasted_iota(jnp.int32, shape, axis)
-    by = number, *map(lax.stop_gradient, keys)
-    number, *keys_, order = lax.sort((*by, place), dimension=axis, num_keys=len(by))
-    return Sorted(order, number, keys_)
+def in_order(
+    keys: Array, live: Array | None, lists: Array | None, later: Array | None = None
+) -> Sorted:
+    """List after list, the items with the smallest keys first.
+
+    Of equal ones those that come `later`, if any do, come last; else they keep their order.
+    """
+    axis, n = keys.ndim - 1, keys.shape[-1]
+    place = lax.broadcasted_iota(jnp.int32, keys.shape, axis)
+    number = jnp.zeros_like(place) if lists is None else lists
+    number = inputs.exclude(live, number, n)
+    one_list = live is None and lists is None
+    by = [] if one_list else [number]
+    by += [lax.stop_gradient(keys), place if later is None else jnp.where(later, place + n, place)]
+    # No two are alike, so that the sort, which takes most of the time, need not be stable.
+    *number_, keys, order = lax.sort(by, dimension=axis, num_keys=len(by), is_stable=False)
+    return Sorted(jnp.where(order < n, order, order - n), number if one_list else number_[0], keys)
 
 
-def run_lengths(first: Array) -> Array:
-    """The place in its run of each entry, from 1 on, by which of them are the first of one."""
-    axis = first.ndim - 1
-    place = lax.broadcasted_iota(jnp.int32, first.shape, axis)
-    return place - lax.cummax(jnp.where(first, place, 0), axis) + 1
+def inverse(order: Array) -> Array:
+    """At which place each item is."""
+
+    def row(order):
+        place = lax.iota(jnp.int32, order.size)
+        return jnp.zeros_like(order).at[order].set(place, unique_indices=True)
+
+    return jnp.vectorize(row, signature="(n)->(n)")(order)
 
 
 def starts(*of: Array) -> Array:
@@ -104,6 +115,14 @@ def starts(*of: Array) -> Array:
 def ends(first: Array) -> Array:
     """The last of each run."""
     return jnp.roll(first, -1, first.ndim - 1)
+
+
+def span(first: Array) -> tuple[Array, Array]:
+    """Where the run of each entry starts and ends, by which entries are the first of one."""
+    axis, n = first.ndim - 1, first.shape[-1]
+    place = lax.broadcasted_iota(jnp.int32, first.shape, axis)
+    start = lax.cummax(jnp.where(first, place, 0), axis)
+    return start, lax.cummin(jnp.where(ends(first), place, n - 1), axis, reverse=True)
 
 
 @jax.custom_jvp

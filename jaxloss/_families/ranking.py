@@ -20,11 +20,12 @@ from jaxloss._core.lists import (
     ends,
     in_order,
     infinite,
+    inverse,
     leads,
     lists_of,
     of_own,
-    run_lengths,
     sound,
+    span,
     starts,
     sum_each,
 )
@@ -440,15 +441,21 @@ class _Ranked(NamedTuple):
 def _ranked(keys: Array, live: Array | None, lists: Array | None) -> _Ranked:
     """List after list, the items with the largest keys first; equal ones in the order given."""
     largest_first = -keys if jnp.issubdtype(keys.dtype, jnp.floating) else ~keys
-    order, number, _ = in_order(live, lists, largest_first)
-    return _Ranked(order, number, run_lengths(starts(number)))
+    order, number, _ = in_order(largest_first, live, lists)
+    return _Ranked(order, number, _run_lengths(number))
+
+
+def _run_lengths(number: Array) -> Array:
+    """How many up to each place have been alike, from 1 on."""
+    start, _ = span(starts(number))
+    return lax.broadcasted_iota(jnp.int32, number.shape, number.ndim - 1) - start + 1
 
 
 def _ranks(s: Array, live: Array | None, lists: Array | None) -> Array:
     """The place of each item in its list by its score, from 1 on."""
     by_score = _ranked(s, live, lists)
     rank = by_score.rank.astype(s.dtype)
-    return jnp.take_along_axis(rank, jnp.argsort(by_score.order, -1), -1)
+    return jnp.take_along_axis(rank, inverse(by_score.order), -1)
 
 
 def _ideal_dcg(y: Array, live: Array | None, lists: Array | None) -> Array:
@@ -456,7 +463,7 @@ def _ideal_dcg(y: Array, live: Array | None, lists: Array | None) -> Array:
     by_label = _ranked(y, live, lists)
     y = jnp.take_along_axis(y, by_label.order, -1)
     # Equal labels have the mean of their discounts, for derivatives that do not tell them apart.
-    again = (run_lengths(starts(y)) > 1) & (by_label.rank > 1)
+    again = (_run_lengths(y) > 1) & (by_label.rank > 1)
     group = lax.cumsum(1 - again.astype(jnp.int32), y.ndim - 1) - 1
     discount = _discount(by_label.rank.astype(y.dtype))
     mean = sum_each(discount, group) / jnp.maximum(sum_each(jnp.ones_like(y), group), 1)

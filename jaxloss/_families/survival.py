@@ -7,21 +7,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.declare import takes
 from jaxloss._core.lists import (
     ends,
     in_order,
     infinite,
+    inverse,
     leads,
     lists_of,
-    of_own,
-    run_lengths,
     sound,
+    span,
     starts,
-    sum_each,
 )
 from jaxloss._core.mapped import left_to_xla
+from jaxloss._core.numerics import softplus
 from jaxloss._core.rows import logsumexp, softmax
 from jaxloss._core.rules import jit_when_eager
 
@@ -119,18 +119,23 @@ def _cox(x, t, e, live, strata, *, ties):
     axis = x.ndim - 1
     x, factor = sound(x, (t != t) | ((e != 0) & (e != 1)), live, strata)
     censored = inputs.exclude(live, e == 0, True)
-    members = in_order(live, strata, t, censored)
-    x, (t, censored) = of_own(x, members.order), members.keys
-    # Whoever is tied with the event before it, and whoever it is the last of all of.
-    first = starts(members.number, t) | censored
-    group = lax.cumsum(first.astype(jnp.int32), axis) - 1
-    k = run_lengths(first)
-    d = of_own(sum_each(jnp.ones_like(k), group), group)
-    last = lax.broadcasted_iota(jnp.int32, x.shape, axis) + (d - k)
-    later = leads(x, ends(starts(members.number)), last)
-    tied = softmax(x, axis, group).nll
-    if ties == "efron":
-        tied += jnp.log1p((1 - k).astype(x.dtype) / d.astype(x.dtype))
-    losses = jnp.squeeze(logsumexp(jnp.stack([tied, later]), 0), 0)
+    members = in_order(t, live, strata, later=censored)
+    x, censored = (jnp.take_along_axis(a, members.order, axis) for a in (x, censored))
+    # The events of one time are a run, and who is censored is one alone.
+    first = starts(members.number, members.keys) | censored
+    start, last = span(first)
+    alone, is_last = jnp.all(first), ends(starts(members.number))
+    tied = partial(_tied, ties=ties)
+    # Without ties an event is against those at risk later.
+    losses = passes.unless(alone, softplus(leads(x, is_last)), tied, x, is_last, start, last)
     losses = jnp.where(censored, 0, infinite(losses))
-    return inputs.masked(live, of_own(losses, jnp.argsort(members.order)) * factor)
+    return inputs.masked(live, jnp.take_along_axis(losses, inverse(members.order), axis) * factor)
+
+
+def _tied(x: Array, is_last: Array, start: Array, last: Array, *, ties: Ties) -> Array:
+    axis = x.ndim - 1
+    of_run = softmax(x, axis, start).nll
+    if ties == "efron":
+        before = lax.broadcasted_iota(jnp.int32, x.shape, axis) - start
+        of_run += jnp.log1p(-before.astype(x.dtype) / (last - start + 1).astype(x.dtype))
+    return jnp.squeeze(logsumexp(jnp.stack([of_run, leads(x, is_last, last)]), 0), 0)
