@@ -25,6 +25,7 @@ from jaxloss._families.categorical import (
 )
 from jaxloss._families.contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
 from jaxloss._families.crps import ensemble_crps, gaussian_crps
+from jaxloss._families.decorrelation import barlow_twins_loss, vicreg_loss
 from jaxloss._families.direction import (
     cosine_distance,
     cosine_similarity,
@@ -68,7 +69,7 @@ from jaxloss._families.margin import (
     perceptron_loss,
     squared_hinge_loss,
 )
-from jaxloss._families.metric import circle_loss, triplet_margin_loss
+from jaxloss._families.metric import batch_hard_triplet_loss, circle_loss, triplet_margin_loss
 from jaxloss._families.overlap import (
     binary_dice_loss,
     dice_loss,
@@ -137,6 +138,8 @@ __all__ = [
     "absolute_percentage_error",
     "approx_ndcg_loss",
     "asymmetric_loss",
+    "barlow_twins_loss",
+    "batch_hard_triplet_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
     "bradley_terry_loss",
@@ -237,6 +240,7 @@ __all__ = [
     "tweedie_loss",
     "uncertainty_weighting",
     "value_and_grad",
+    "vicreg_loss",
     "wing_loss",
 ]
 

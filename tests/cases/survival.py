@@ -9,7 +9,7 @@ from mpmath import mp, mpf
 
 import jaxloss
 from tests.cases._case import Case, Model
-from tests.cases._jets import constant, exp, log1p, terms_of
+from tests.cases._jets import both_case, constant, exp, log1p
 
 # Log-hazards and times; not at one time are the last two cohorts. Of few sizes: each is a program.
 POINTS = [
@@ -79,25 +79,21 @@ def _naive(x, t, efron=True, strata=lambda i: 0 * i):
 
 
 def _case(name, ties, strata=lambda i: 0 * i, **fields) -> Case:
-    terms = terms_of(_exact(ties == "efron", strata))
-
     def fn(x, t):
         n = np.arange(x.shape[-1])
         shape = (1,) * (x.ndim - 1) + (-1,)
         events, segments = (a.reshape(shape) for a in (_events(n.size), strata(n)))
         return _weighted(jaxloss.cox_loss(x, t, events, ties=ties, segments=segments))
 
-    return Case(
-        name=name,
-        fn=fn,
-        naive=partial(_naive, efron=ties == "efron", strata=strata),
-        value=lambda x, y: terms([*x, *y], ()),
-        gradient=lambda x, y, i: terms([*x, *y], (), i),
-        hessian=lambda x, y, i, j: terms([*x, *y], (), i, j),
+    return both_case(
+        name,
+        fn,
+        partial(_naive, efron=ties == "efron", strata=strata),
+        _exact(ties == "efron", strata),
+        POINTS,
         target_gradient=lambda x, y, i: [mpf(0)],
         predictions="real",
         targets="positive",
-        points=POINTS,
         sizes=(1, 7, 129),
         **fields,
     )
