@@ -32,6 +32,7 @@ ELSEWHERE = {
     "multimargin": "multiclass_hinge_loss",
     "marginranking": "pairwise_hinge_loss",
     "supcon": "supervised_contrastive_loss",
+    "coxph": "cox_loss",
     "askeras": "keras.as_keras_loss",
 }
 
