@@ -34,7 +34,7 @@ def barlow_twins_loss(
     With C_ij the correlation over the batch of feature i of one view with feature j of the other,
     and w the `off_diagonal_weight`:
 
-        loss = sum_i (1 - C_ii)**2 + w * sum_(i != j) C_ij**2
+        loss = sum_i (1 - C_ii)**2 + w * sum over i != j of C_ij**2
 
     Args:
         a: floating, of shape (batch, features).
@@ -105,9 +105,9 @@ def vicreg_loss(
     With N rows of D features, and of each view the covariances V over the batch, by N - 1:
 
         loss = w_1 * I + w_2 * S / 2 + w_3 * K
-        I = sum_ni (a_ni - b_ni)**2 / (N * D)
+        I = sum_n sum_i (a_ni - b_ni)**2 / (N * D)
         S = sum over views of sum_i max(0, 1 - s_i) / D    with s_i = (V_ii + 1e-4)**(1 / 2)
-        K = sum over views of sum_(i != j) V_ij**2 / D
+        K = sum over views of sum over i != j of V_ij**2 / D
 
     Args:
         a: floating, of shape (batch, features).

@@ -272,7 +272,7 @@ def batch_hard_triplet_loss(
     With d_ij the Euclidean distance of rows i and j, P(i) the other rows with the label of i, N(i)
     those with another label, and m the margin:
 
-        loss_i = max(0, m + max_(p in P(i)) d_ip - min_(n in N(i)) d_in)
+        loss_i = max(0, m + max over p in P(i) of d_ip - min over n in N(i) of d_in)
 
     or, if soft, `log(1 + exp(max d_ip - min d_in))`.
 
