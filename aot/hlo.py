@@ -6,7 +6,8 @@ kernel is counted as often as it runs, for every target by the same rules:
 - A kernel is an instruction that runs on its own: a fusion, a matmul, a reduction, a copy.
   Tuples, bitcasts and arithmetic on single numbers are none.
 - It reads its operands and writes its results, once each. Of an operand that it only slices or
-  gathers from it reads that much, and of an array that it updates in place it writes the update.
+  gathers from, itself or converted, it reads that much; of an array that it updates in place, by a
+  slice or by a scatter, it writes the update.
 - An array in on-chip memory (`S(1)` in a TPU's layouts) moves no bytes.
 - The arithmetic is that written in the fused computation: one flop for each element of an
   elementwise result and each that is reduced, 2 m n k for a matmul.
@@ -34,6 +35,7 @@ _NO_KERNEL = _VIEWS | {
     "async-start", "async-update", "async-done", "while", "conditional", "call",
 }  # fmt: skip
 _SOME = {"dynamic-slice", "slice", "gather"}
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # Which operand is the update.
 _TRANSCENDENTAL = {
     "exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "tanh", "power",
     "sqrt", "rsqrt", "cbrt", "sine", "cosine", "tan", "erf", "atan2",
@@ -200,8 +202,8 @@ class Program:
             writes = _written_of(fused, writes)
         if i.opcode in _SOME:
             reads[0] = min(reads[0], sum(writes))
-        if i.opcode == "dynamic-update-slice":
-            reads, writes = [0, reads[1]], [reads[1]]
+        if (update := _IN_PLACE.get(i.opcode)) is not None:
+            reads, writes = [0, *reads[1:]], [reads[update]]
         if '"tpu_custom_call"' in i.text:
             return _custom(i, runs, reads, writes)
         arithmetic = list(self._arithmetic(body, i))
@@ -217,22 +219,25 @@ class Program:
     def _read_of(self, fused: dict[str, Instruction], n: int, whole: int) -> int:
         """Bytes that a fusion reads of its n-th operand, of `whole` bytes."""
         parameter, some = _named(fused, n), 0
-        for user, name in self._users(fused, parameter) if parameter else ():
+        if parameter is None:
+            return 0
+        for user, name in self._users(fused, parameter):
             if user.opcode in _SOME and user.operands[0] == name:
-                some += sum(s.bytes for s in user.shapes)
+                some += user.size * whole // max(fused[parameter].size, 1)
             elif user.opcode == "fusion":
                 inner = self.computations[user.called()[0]]
                 some += self._read_of(inner, user.operands.index(name), whole)
-            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+            elif user.opcode not in _IN_PLACE or user.operands[0] != name:
                 return whole
         return min(some, whole)
 
     def _users(self, fused: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
-        """What uses a value, itself or a view of it, and as which operand."""
+        """What uses a value, itself, a view of it or converted, and as which operand."""
         users = []
         for i in fused.values():
             if name in i.operands:
-                users += self._users(fused, i.name) if self._is_view(i) else [(i, name)]
+                seen = self._is_view(i) or i.opcode == "convert"
+                users += self._users(fused, i.name) if seen else [(i, name)]
         return users
 
     def _is_view(self, i: Instruction) -> bool:
@@ -369,9 +374,18 @@ def _written_of(fused: dict[str, Instruction], writes: list[int]) -> list[int]:
 
 
 def _update(fused: dict[str, Instruction], i: Instruction) -> str | None:
+    """What an instruction puts into an array that comes from outside of its fusion."""
+    i = _viewed(fused, i)
+    if i.opcode not in _IN_PLACE:
+        return None
+    into = _viewed(fused, fused[i.operands[0]])
+    return i.operands[_IN_PLACE[i.opcode]] if into.opcode == "parameter" else None
+
+
+def _viewed(fused: dict[str, Instruction], i: Instruction) -> Instruction:
     while i.opcode in _VIEWS and i.operands[0] in fused:
         i = fused[i.operands[0]]
-    return i.operands[1] if i.opcode == "dynamic-update-slice" else None
+    return i
 
 
 def _sent(i: Instruction) -> int:

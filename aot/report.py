@@ -31,6 +31,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "moved_bytes": ("moved GB", _scaled(1e9, 2)),
     "transcendentals": ("transcend. M", _scaled(1e6)),
     "roofline_seconds": ("roofline ms", _seconds),
+    "compiler_seconds": ("compiler ms", _seconds),
     "kernels": ("kernels", str),
     "launches": ("runs", _scaled(1)),
     "collectives": ("collectives", str),

@@ -11,16 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests import declared
 from tests.declared import FUNCTIONS, takes
 
-
-def each(**open_faults):
-    """All functions; of those named the test is known to fail, and says so when it does not."""
-
-    def row(fn):
-        reason = open_faults.get(fn.__name__)
-        marks = pytest.mark.xfail(reason=reason, strict=True) if reason else ()
-        return pytest.param(fn, marks=marks, id=fn.__name__)
-
-    return pytest.mark.parametrize("fn", [row(fn) for fn in FUNCTIONS])
+each = pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
 
 
 def value_and_gradients(fn):
@@ -48,21 +39,21 @@ def close(got, want):
 
 
 @pytest.mark.few(14)
-@each()
+@each
 def test_finite_results_pass_the_debug_flags(fn):
     with jax.debug_nans(True), jax.debug_infs(True):
         jax.jit(value_and_gradients(fn))(*batch_of(fn, 4))
 
 
 @pytest.mark.few(14)
-@each(ctc_loss="what its recursion keeps for the derivative holds -inf, which JAX looks at")
+@each
 def test_finite_results_pass_the_debug_flags_eagerly(fn):
     with jax.debug_nans(True), jax.debug_infs(True):
         value_and_gradients(fn)(*batch_of(fn, 4))
 
 
 @pytest.mark.few(9)
-@each()
+@each
 def test_an_eager_call_compiles_only_once(fn, caplog):
     """Nor does its gradient: a branch or a reduction made anew would be, at each step."""
     run, batch = value_and_gradients(fn), batch_of(fn, 4)
@@ -74,7 +65,7 @@ def test_an_eager_call_compiles_only_once(fn, caplog):
 
 
 @pytest.mark.few(9)
-@each()
+@each
 def test_exported_with_a_symbolic_batch(fn):
     (b,) = export.symbolic_shape("b")
 
@@ -90,7 +81,7 @@ def test_exported_with_a_symbolic_batch(fn):
 
 
 @pytest.mark.few(9)
-@each()
+@each
 def test_explicit_sharding_of_the_batch(fn):
     n = jax.device_count()
     mesh = jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Explicit,))

@@ -51,6 +51,8 @@ class Declaration:
     operands: Mapping[str, Operand]
     # The options by which the function returns one loss for each example.
     unreduced: Mapping[str, Any]
+    # The options by which entries along the last axis are parts of one example.
+    parts_by: Mapping[str, Any]
 
     def has(self, *kinds: Kind) -> bool:
         return any(operand.kind in kinds for operand in self.operands.values())
@@ -60,17 +62,21 @@ class Declaration:
         """Whether examples meet each other: then a mask of examples is the function's `where`."""
         return self.has("embeddings", "members")
 
-    @property
-    def parts(self) -> bool:
-        """Whether an example has parts, items or pixels, which the function's `where` masks."""
-        return self.has("list", "pixels")
+    def parts(self, options: Mapping[str, Any]) -> bool:
+        """Whether an example has parts, as items or pixels, which the function's `where` masks."""
+        return self.has("list", "pixels") or any(
+            options.get(name) == value for name, value in self.parts_by.items()
+        )
 
     def named(self, kind: Kind) -> str | None:
         return next((name for name, operand in self.operands.items() if operand.kind == kind), None)
 
 
 def takes(
-    *, unreduced: Mapping[str, Any] | None = None, **operands: str | tuple[str, str]
+    *,
+    unreduced: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
+    **operands: str | tuple[str, str],
 ) -> Callable[[Function], Function]:
     """Declare what a loss function takes, for `jaxloss.Loss` and for tools.
 
@@ -81,6 +87,8 @@ def takes(
     Args:
         unreduced: options by which the function returns one loss for each example, where by
             default it returns fewer.
+        parts: options by which it returns one loss for all entries along the last axis, as for
+            the tokens of a sequence; its own `where` then masks these.
         **operands: of each argument that differs from example to example, what it is; or a
             pair, that and what its entries are.
 
@@ -118,11 +126,11 @@ def takes(
     4.0
     """
     declared = {name: _operand(name, what) for name, what in operands.items()}
-    declaration = Declaration(declared, dict(unreduced or {}))
+    declaration = Declaration(declared, dict(unreduced or {}), dict(parts or {}))
 
     def declare(fn: Function) -> Function:
         known = inspect.signature(fn).parameters
-        for name in (*declared, *declaration.unreduced):
+        for name in (*declared, *declaration.unreduced, *declaration.parts_by):
             if name not in known:
                 raise ValueError(f"{fn.__name__} takes no {name!r}; it takes {', '.join(known)}")
         setattr(fn, _ATTRIBUTE, declaration)

@@ -218,7 +218,9 @@ class DeclaredCall(Call):
     def weighed(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         if self.takes.together:
             return self._of_all(weights, where)
-        if self.takes.parts or self.options.get("level") == "sequence":
+        # A `functools.partial` has its keywords for defaults.
+        settings = {k: p.default for k, p in parameters(self.fn).items()} | {**self.options}
+        if self.takes.parts(settings):
             return self._of_parts(weights, where)
         self._check_where(where)
         return weighed_losses(self.losses, self.arguments, self._fill, weights=weights, where=where)

@@ -19,7 +19,12 @@ from jaxloss._core.reduce import per_size
 from jaxloss._core.rules import jit_when_eager
 
 
-@takes(log_probs="entries", old_log_probs="entries", advantages="entries")
+@takes(
+    log_probs="entries",
+    old_log_probs="entries",
+    advantages="entries",
+    parts={"level": "sequence"},
+)
 def clipped_surrogate_loss(
     log_probs: ArrayLike,
     old_log_probs: ArrayLike,

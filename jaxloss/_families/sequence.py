@@ -208,7 +208,7 @@ def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_inf
     loss, out = _ctc(_Batch(x, live, labels, kept, valid), blank)
     offsets = _offsets(out.before, live.T)[1:, :, None]
     blanks, others = (
-        jnp.concatenate([before, last[None]])[1:] + offsets
+        jnp.concatenate([_log_zeros(before), last[None]])[1:] + offsets
         for before, last in zip(out.before, out.last, strict=True)
     )
     others = others[:, :, :-1]
@@ -270,7 +270,7 @@ def _later(a: Array, fill: float) -> Array:
 
 
 class _Forward(NamedTuple):
-    before: _States  # of (T, B, N + 1), logarithms less the offset, before each frame
+    before: _States  # of (T, B, N + 1), logarithms less the offset, before each frame, `_finite`
     last: _States  # after the last
 
 
@@ -288,7 +288,7 @@ def _forward(emissions: _States, live: Array, skip: Array, reached: Array) -> _F
         emission = _States(jnp.where(reached, emission.blanks[:, None], -jnp.inf), emission.labels)
         new = jax.tree.map(lambda a, e: (a - shift) + e, _ways(alpha, skip), emission)
         new = _unless_padded(live, new, alpha)
-        return (new, _largest(new)), alpha
+        return (new, _largest(new)), jax.tree.map(_finite, alpha)
 
     nothing = jnp.zeros_like(jnp.sum(emissions.labels, 0))
     first = lax.broadcasted_iota(jnp.int32, nothing.shape, 1) == 0
@@ -315,6 +315,16 @@ def _log_add(a: Array, b: Array) -> Array:
 def _distance(a: Array, b: Array) -> Array:
     """`abs(a - b)`, also of two -inf."""
     return jnp.maximum(jnp.maximum(a, b), -largest(a.dtype)) - jnp.minimum(a, b)
+
+
+def _finite(alpha: Array) -> Array:
+    """The least number for log 0: a derivative keeps it, and `jax_debug_infs` looks at that."""
+    return jnp.where(alpha == -jnp.inf, -largest(alpha.dtype), alpha)
+
+
+def _log_zeros(alpha: Array) -> Array:
+    """Undoes `_finite`."""
+    return jnp.where(alpha == -largest(alpha.dtype), -jnp.inf, alpha)
 
 
 def _largest(alpha: _States) -> Array:

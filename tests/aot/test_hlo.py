@@ -142,3 +142,49 @@ def test_an_operand_that_a_nested_fusion_only_bitcasts_is_read_whole():
     """And one that it slices in part."""
     (product,) = hlo.Program(WRAPPED).kernels
     assert product.reads == (4 * 8 * 16 * 2, 16 * 32 * 2, 8 * 16 * 2)
+
+
+PUT = """HloModule example
+
+%gathers (p0: bf16[64,1000], p1: s32[64,2]) -> f32[64] {
+  %p0 = bf16[64,1000]{1,0} parameter(0)
+  %wide = f32[64,1000]{1,0} convert(%p0)
+  %p1 = s32[64,2]{1,0} parameter(1)
+  ROOT %own = f32[64]{0} gather(%wide, %p1), slice_sizes={1,1}
+}
+
+%scatters (q0: bf16[64,1000], q1: s32[64,2], q2: f32[64]) -> bf16[64,1000] {
+  %q0 = bf16[64,1000]{1,0} parameter(0)
+  %q1 = s32[64,2]{1,0} parameter(1)
+  %q2 = f32[64]{0} parameter(2)
+  %half = bf16[64]{0} convert(%q2)
+  ROOT %put = bf16[64,1000]{1,0} scatter(%q0, %q1, %half), to_apply=%last
+}
+
+%of_zeros (r1: s32[64,2], r2: bf16[64]) -> bf16[64,1000] {
+  %zero = bf16[] constant(0)
+  %zeros = bf16[64,1000]{1,0} broadcast(%zero), dimensions={}
+  %r1 = s32[64,2]{1,0} parameter(0)
+  %r2 = bf16[64]{0} parameter(1)
+  ROOT %put.1 = bf16[64,1000]{1,0} scatter(%zeros, %r1, %r2), to_apply=%last
+}
+
+ENTRY %main (x: bf16[64,1000], i: s32[64,2], h: bf16[64]) -> bf16[64,1000] {
+  %x = bf16[64,1000]{1,0} parameter(0)
+  %i = s32[64,2]{1,0} parameter(1)
+  %h = bf16[64]{0} parameter(2)
+  %labels = f32[64]{0} fusion(%x, %i), kind=kLoop, calls=%gathers
+  %new = bf16[64,1000]{1,0} fusion(%x, %i, %labels), kind=kInput, calls=%scatters
+  %bare = bf16[64,1000]{1,0} scatter(%new, %i, %h), to_apply=%last
+  ROOT %fresh = bf16[64,1000]{1,0} fusion(%i, %h), kind=kInput, calls=%of_zeros
+}
+"""
+
+
+def test_a_scatter_writes_what_it_puts_and_a_gather_reads_what_it_takes():
+    gathers, scatters, bare, fresh = hlo.Program(PUT).kernels
+    assert gathers.reads == (64 * 2, 64 * 2 * 4)  # bfloat16 as it is read, not as converted
+    assert (scatters.reads, scatters.writes) == ((0, 64 * 2 * 4, 64 * 4), (64 * 2,))
+    assert (bare.reads, bare.writes) == ((0, 64 * 2 * 4, 64 * 2), (64 * 2,))
+    # Zeros of its own have to be written.
+    assert fresh.writes == (64 * 1000 * 2,)

@@ -1,5 +1,7 @@
 """Policy losses: kinks, ratios that overflow, sequences and their masks; group advantages."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +96,7 @@ def test_a_sequence_has_one_ratio_and_is_one_example():
     difference = [np.mean((np.float64(X[i]) - OLD[i])[WHERE[i]]) for i in range(2)]
     ratio = np.exp(difference)
     want = -np.minimum(ratio * A[:2], np.clip(ratio, 0.8, 1.2) * A[:2])
-    loss = Loss(surrogate, "none", level="sequence")
+    loss = Loss(partial(surrogate, level="sequence"), "none")
     np.testing.assert_allclose(loss(X, OLD, A, where=WHERE), [*want, 0], rtol=1e-6)
     mean = Loss(surrogate, level="sequence")
     poisoned = np.where(WHERE, X, -np.inf)
