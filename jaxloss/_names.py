@@ -34,6 +34,7 @@ ELSEWHERE = {
     "additiveangularmargin": "arcface_loss",
     "amsoftmax": "cosface_loss",
     "supcon": "supervised_contrastive_loss",
+    "coxph": "cox_loss",
     "askeras": "keras.as_keras_loss",
 }
 

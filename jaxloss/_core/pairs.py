@@ -140,7 +140,12 @@ def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None,
 
 def products(rows: Side, others: Side) -> Array:
     """Inner products of the vectors."""
-    return jnp.matmul(rows.vectors, others.vectors.T, precision=precision())
+    return matmul(rows.vectors, others.vectors.T)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Inner products, as `precision` says."""
+    return jnp.matmul(x, y, precision=precision())
 
 
 def precision() -> lax.Precision | None:

@@ -7,6 +7,7 @@ from tests.cases import (
     categorical,
     contrastive,
     crps,
+    decorrelation,
     direction,
     dispersion,
     divergence,
@@ -25,6 +26,7 @@ from tests.cases import (
     regression,
     robust,
     sequence,
+    survival,
 )
 from tests.cases._case import Case
 
@@ -42,6 +44,7 @@ FAMILIES = (
     overlap,
     lovasz,
     contrastive,
+    decorrelation,
     metric,
     ranking,
     sequence,
@@ -54,6 +57,7 @@ FAMILIES = (
     dispersion,
     crps,
     angular,
+    survival,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.
