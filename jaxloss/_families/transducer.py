@@ -329,6 +329,7 @@ def _of_sums(body: Callable[..., Any], x: Any, y: Any, *of_nodes: Any) -> Any:
     def chunk(x, y, of_nodes):
         return body(jax.tree.map(lambda a, b: a[:, None] + b[None], x, y), *of_nodes)
 
+    @partial(jax.checkpoint, prevent_cse=False)
     def sequence(x, y, of_nodes):
         if frames <= size:
             return chunk(x, y, of_nodes)
@@ -342,4 +343,6 @@ def _of_sums(body: Callable[..., Any], x: Any, y: Any, *of_nodes: Any) -> Any:
     if not unpartitioned() or not isinstance(batch, int) or batch <= together:
         return jax.vmap(sequence)(x, y, of_nodes)
     group = max(n for n in range(1, max(together, 1) + 1) if batch % n == 0)
-    return lax.map(lambda some: sequence(*some), (x, y, of_nodes), batch_size=group)
+    # In groups of one XLA would copy what it loops over.
+    by = None if group == 1 else group
+    return lax.map(lambda some: sequence(*some), (x, y, of_nodes), batch_size=by)
