@@ -32,9 +32,10 @@ from jaxloss._core.numerics import largest, one_or_nan
 from jaxloss._core.pairs import blocks
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
+from jaxloss._core.split import broadcast_rows
 
-# Logits that exist at a time, where these are sums: 16 MB of float32.
-CHUNK = 2**22
+# Logits that exist at a time, where these are sums: 16 MB of float32; and frames of them.
+CHUNK, FRAMES = 2**22, 8
 
 
 @takes(
@@ -51,7 +52,7 @@ def rnnt_loss(
     *,
     blank_id: int = 0,
 ) -> Array:
-    r"""Transducer loss (RNN-T): labels without their alignment to the frames, each given those before.
+    r"""Transducer loss (RNN-T): labels without their alignment, each predicted given those before.
 
     At a frame t and after u labels, the softmax p of the logits emits the next label, or a blank,
     which goes on to the next frame; the blank of the last frame ends the sequence. Over all ways
@@ -196,9 +197,13 @@ def _rnnt_loss(x, of, *, blank):
 def _rnnt_additive_loss(x, y, of, *, blank):
     nodes = _nodes_of(of, blank)
     held = lax.stop_gradient((x, y))
-    frames = _of_sums(frames_of, *held, nodes.live)
+    frames = _by_frames(lambda x, y, live: frames_of(_sum(x, y), live), *held, nodes.live)
     log_p = -_nll_of_sums(x, y, nodes.classes, frames)
-    return _loss(of, nodes, log_p, lambda: _of_sums(_rejected, *held, nodes, frames))
+
+    def rejected(x, y, *of_nodes):
+        return _rejected(_sum(x, y), *of_nodes)
+
+    return _loss(of, nodes, log_p, lambda: _by_frames(rejected, *held, nodes, frames))
 
 
 class _Nodes(NamedTuple):
@@ -309,40 +314,46 @@ def _nll_of_sums(x: Array, y: Array, classes: Array, of: Frames) -> Array:
 def _nll_of_sums_rule(primals, tangents):
     (x, y, classes, of), (dx, dy, *_) = primals, tangents
 
-    def tangent(sums, classes, of):
-        return jax.jvp(lambda x: class_nll(x, classes, of), sums[:1], sums[1:])[1]
+    def tangent(x, y, classes, of):
+        (x, dx), (y, dy) = x, y
+        # In reverse the frames are added up one by one: a CPU is slow at rows of rows.
+        v = dx[:, None] + broadcast_rows(dy[None], dx[:, None], 0)
+        return jax.jvp(lambda x: class_nll(x, classes, of), (_sum(x, y),), (v,))[1]
 
-    return _nll_of_sums(*primals), _of_sums(tangent, (x, dx), (y, dy), classes, of)
+    return _nll_of_sums(*primals), _by_frames(tangent, (x, dx), (y, dy), classes, of)
 
 
-def _of_sums(body: Callable[..., Any], x: Any, y: Any, *of_nodes: Any) -> Any:
-    """`body(x[:, :, None] + y[:, None], *of_nodes)`, some frames at a time; trees of arrays.
+def _sum(x: Array, y: Array) -> Array:
+    return x[:, None] + y[None]
 
-    Of arrays of nodes it makes arrays of nodes, (B, T, U + 1, ...).
+
+def _by_frames(body: Callable[..., Any], x: Any, y: Any, *of_nodes: Any) -> Any:
+    """`body(x, y, *of_nodes)` of each sequence, (T, V), (U + 1, V) and (T, U + 1, ...).
+
+    It gets a few frames at a time, and returns arrays of their nodes.
     """
     batch, frames, classes = jax.tree.leaves(x)[0].shape
-    of_frame = jax.tree.leaves(y)[0].shape[1] * classes
-    size = max(CHUNK // max(of_frame, 1), 1)
+    of_frame = max(jax.tree.leaves(y)[0].shape[1] * classes, 1)
+    # Sequences that XLA may split over devices are not taken one after the other.
+    apart = unpartitioned() and isinstance(batch, int)  # Exported, it may be a symbol.
+    if not apart and isinstance(batch, int):
+        of_frame *= max(batch, 1)
+    size = min(max(CHUNK // of_frame, 1), FRAMES)
+    group = max(CHUNK // (size * of_frame), 1)
 
     # A loop keeps the chunks apart by itself.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def chunk(x, y, of_nodes):
-        return body(jax.tree.map(lambda a, b: a[:, None] + b[None], x, y), *of_nodes)
+    body = partial(jax.checkpoint, prevent_cse=False)(body)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def sequence(x, y, of_nodes):
         if frames <= size:
-            return chunk(x, y, of_nodes)
-        even = -(-frames // -(-frames // size))
-        split = jax.tree.map(lambda a: blocks(a, even, 0), (x, of_nodes))
-        results = lax.map(lambda some: chunk(some[0], y, some[1]), split)
+            return body(x, y, *of_nodes)
+        split = jax.tree.map(lambda a: blocks(a, size, 0), (x, of_nodes))
+        results = lax.map(lambda some: body(some[0], y, *some[1]), split)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:frames], results)
 
-    # Sequences that are split over devices, or few enough, are not taken one after the other.
-    together = CHUNK // max(frames * of_frame, 1)
-    if not unpartitioned() or not isinstance(batch, int) or batch <= together:
+    if not apart or batch <= group:
         return jax.vmap(sequence)(x, y, of_nodes)
-    group = max(n for n in range(1, max(together, 1) + 1) if batch % n == 0)
     # In groups of one XLA would copy what it loops over.
     by = None if group == 1 else group
     return lax.map(lambda some: sequence(*some), (x, y, of_nodes), batch_size=by)

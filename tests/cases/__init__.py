@@ -24,6 +24,7 @@ from tests.cases import (
     regression,
     robust,
     sequence,
+    transducer,
 )
 from tests.cases._case import Case
 
@@ -44,6 +45,7 @@ FAMILIES = (
     metric,
     ranking,
     sequence,
+    transducer,
     linear,
     preference,
     policy,
