@@ -24,6 +24,7 @@ from jaxloss._core.alignments import (
     log_add,
     near_zero,
     sequences,
+    shares_of,
 )
 from jaxloss._core.declare import takes
 from jaxloss._core.frames import Frames, class_nll, frames_of, logits_at, nll_of, probability
@@ -252,12 +253,12 @@ def _loss(of: Sequences, nodes: _Nodes, log_p: Array, rejected: Callable[[], Arr
     nothing = jnp.zeros_like(jnp.sum(log_p, (1, 3)))
     index = lax.broadcasted_iota(jnp.int32, nothing.shape, 1)
     first = (index == 0) & jnp.any(of.live, 1, keepdims=True)
-    out = _forward(by_blank, by_label, jnp.where(first, nothing, -jnp.inf))
+    out = _forward(_Ways(by_blank, by_label), jnp.where(first, nothing, -jnp.inf))
     last = jnp.where(index == jnp.sum(of.kept, 1, keepdims=True), out.last, -jnp.inf)
     loss = -logsumexp(last, 1)[:, 0] - jnp.sum(out.shifts, (0, 2))
 
     def at_nodes():
-        p = jnp.exp(out.alpha + jnp.cumsum(out.shifts, 0))
+        p = jnp.exp(lax.stop_gradient(out.alpha) + jnp.cumsum(out.shifts, 0))
         return jnp.sum(p * _diagonals(rejected(), 0), (0, 2))
 
     # It counts only where the labels are likely.
@@ -283,25 +284,55 @@ class _Forward(NamedTuple):
     last: Array  # (B, U + 1), after the last diagonal
 
 
-def _forward(by_blank: Array, by_label: Array, start: Array) -> _Forward:
+class _Ways(NamedTuple):
+    by_blank: Array  # (T + U, B, U + 1), log-probabilities
+    by_label: Array
+
+
+@jax.custom_jvp
+def _forward(ways: _Ways, start: Array) -> _Forward:
     """The forward recursion, from each diagonal to the next:
 
         alpha[t, u] = log(exp(alpha + by_blank)[t - 1, u] + exp(alpha + by_label)[t, u - 1])
 
     Its values are kept near zero, so that they have digits to spare: each diagonal shifts them by
-    its largest.
+    its largest, and has no derivative by that.
     """
 
     def step(alpha, ways):
-        by_blank, by_label = ways
-        top = largest_along(lax.stop_gradient(alpha))
+        top = largest_along(alpha)
         shift = jnp.where(top > -largest(top.dtype), top, 0)
         alpha = alpha - shift
-        new = log_add(alpha + by_blank, later(alpha + by_label, -jnp.inf))
-        return new, (finite(lax.stop_gradient(alpha)), shift)
+        return log_add(*_arriving(alpha, ways)), (finite(alpha), shift)
 
-    last, (alpha, shifts) = lax.scan(step, start, (by_blank, by_label))
+    last, (alpha, shifts) = lax.scan(step, start, ways)
     return _Forward(alpha, shifts, last)
+
+
+def _arriving(alpha: Array, ways: _Ways) -> tuple[Array, Array]:
+    """By the blank, and by a label."""
+    return alpha + ways.by_blank, later(alpha + ways.by_label, -jnp.inf)
+
+
+@_forward.defjvp
+def _forward_rule(primals, tangents):
+    #   d alpha[t, u] = p * (d alpha + d by_blank)[t - 1, u] + q * (d alpha + d by_label)[t, u - 1]
+    # with the shares p and q of both ways. In reverse it is the backward recursion, over
+    # probabilities instead of logarithms.
+    (ways, _), (d_ways, _) = primals, tangents
+    out = _forward(*primals)
+
+    # The shares are computed anew in reverse. As a loop that is differentiated keeps no rules of
+    # what it has computed, a checkpoint does.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step(d_alpha, diagonal):
+        alpha, ways, d_ways = diagonal
+        p, q = shares_of(*_arriving(alpha, ways))
+        return p * (d_alpha + d_ways.by_blank) + q * later(d_alpha + d_ways.by_label, 0), d_alpha
+
+    diagonals = out.alpha, jax.tree.map(finite, ways), d_ways
+    d_last, d_alpha = lax.scan(step, jnp.zeros_like(out.last), diagonals)
+    return out, _Forward(d_alpha, jnp.zeros_like(out.shifts), d_last)
 
 
 @jax.custom_jvp
