@@ -254,7 +254,9 @@ def _loss(of: Sequences, nodes: _Nodes, log_p: Array, rejected: Callable[[], Arr
     index = lax.broadcasted_iota(jnp.int32, nothing.shape, 1)
     first = (index == 0) & jnp.any(of.live, 1, keepdims=True)
     out = _forward(_Ways(by_blank, by_label), jnp.where(first, nothing, -jnp.inf))
-    last = jnp.where(index == jnp.sum(of.kept, 1, keepdims=True), out.last, -jnp.inf)
+    last = jnp.where(
+        index == jnp.sum(of.kept, 1, dtype=jnp.int32, keepdims=True), out.last, -jnp.inf
+    )
     loss = -logsumexp(last, 1)[:, 0] - jnp.sum(out.shifts, (0, 2))
 
     def at_nodes():

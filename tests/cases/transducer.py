@@ -103,8 +103,8 @@ def _additive_hessian(x, k, i, j):
 
 
 def _parts(x):
-    parts = x[..., :SPLIT], x[..., SPLIT:]
-    return tuple(jnp.reshape(a, (*x.shape[:-1], -1, CLASSES)) for a in parts)
+    parts = (x[..., :SPLIT], FRAMES), (x[..., SPLIT:], NODES)
+    return tuple(jnp.reshape(a, (*x.shape[:-1], n, CLASSES)) for a, n in parts)
 
 
 def _rest(k):
