@@ -4,7 +4,7 @@ import gc
 import os
 from pathlib import Path
 
-from tests.programs import QUICK
+from tests.programs import QUICK, share_contexts
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What was compiled before, by the other worker or in an earlier run, is not compiled again:
@@ -33,6 +33,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.default_backend() != "cpu":
     # An accelerator multiplies float32 in less by default.
     jax.config.update("jax_default_matmul_precision", "highest")
+
+share_contexts()
 
 # What JAX has traced stays, and looking through it again and again took a tenth of the time.
 gc.set_threshold(100_000, 50, 50)

@@ -31,20 +31,30 @@ def assert_exact(case: Case, quantities: str | tuple[str, ...], fn, dtype):
         )
 
 
-@every_row
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=slow)])
-def test_value(case, dtype):
-    assert_exact(case, "value", case.fn, dtype)
-
-
 @each_formula
-def test_gradients(case):
-    """By predictions, and by targets where these are not classes."""
-    if case.integer:
-        assert_exact(case, "gradient", jax.vmap(jax.grad(case.fn)), np.float32)
-    else:
-        both = jax.vmap(jax.grad(case.fn, (0, 1)))
-        assert_exact(case, ("gradient", "target_gradient"), both, np.float32)
+def test_value_and_gradients(case):
+    """As a training step has them, and the value alone beside; by targets where these are real."""
+
+    quantities = ("gradient",) if case.integer else ("gradient", "target_gradient")
+    each = jax.vmap(jax.value_and_grad(case.fn, tuple(range(len(quantities)))))
+
+    def run(x, y):
+        value, gradients = each(x, y)
+        return case.fn(x, y), value, *gradients
+
+    assert_exact(case, ("value", "value", *quantities), run, np.float32)
+
+
+@over([case for case in CASES if repeats(case)])
+def test_value_of_other_settings(case):
+    assert_exact(case, "value", case.fn, np.float32)
+
+
+@slow
+@every_row
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_value_alone(case, dtype):
+    assert_exact(case, "value", case.fn, dtype)
 
 
 @slow
@@ -105,7 +115,8 @@ def test_second_derivatives_by_targets(case):
                 assert error <= case.ulps, (z, i, j)
 
 
-@over([c for c in CASES if c.gradient and c.hessian and c.differences], repeats)
+@slow
+@over([c for c in CASES if c.gradient and c.hessian and c.differences])
 def test_terms_are_derivatives(case):
     """The table itself: its gradient and Hessian terms are derivatives of its value."""
     for x, y in [p for p in case.points if np.all(np.abs(p[0]) < 10)][::7]:

@@ -91,10 +91,22 @@ def _half_log_rule(primals, tangents):
     # By b it is infinite at 0, which is taken as 0.
     (r, b), (dr, db) = primals, tangents
     out, w = half_log(r, b), relative_square(r, b)
+
+    # The square may overflow, and r be infinite.
+    def by_r():
+        far = (w > 1) & (b != 0)
+        big = jnp.where(far, r, 1)
+        return jnp.where(far, 1 / (1 / big + big / jnp.where(far, b, 1)), r / (1 + w))
+
+    def by_b():
+        beyond = jnp.isinf(w) & (b != 0)
+        w_near = jnp.where((b == 0) | beyond, 0, w)
+        return jnp.where(beyond, out / jnp.where(beyond, b, 1) - 0.5, 0.5 * bend(w_near))
+
     return out, tangent_sum(
         out,
-        (dr, lambda: r / (1 + w) * dr),
-        (db, lambda: 0.5 * bend(jnp.where(b == 0, 0, w)) * db),
+        (dr, lambda: by_r() * dr),
+        (db, lambda: by_b() * db),
     )
 
 

@@ -109,8 +109,9 @@ def _robust_rule(primals, tangents):
 def _influence(r: Array, alpha: Array) -> Array:
     """`r * exp(-g)`."""
     big = largest(r.dtype)
+    r = jnp.clip(r, -big, big)
     root = jnp.exp(0.5 * _log_weight(r, alpha))  # Its square may vanish where the product does not.
-    return jnp.clip(r, -big, big) * root * root
+    return r * root * root
 
 
 @partial(_influence.defjvp, symbolic_zeros=True)

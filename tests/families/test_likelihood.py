@@ -89,6 +89,16 @@ def test_student_of_many_degrees_is_gaussian(e, s):
     np.testing.assert_allclose(near, gaussian, atol=2e-6 * scale)
 
 
+def test_student_where_the_square_of_the_error_overflows():
+    """The value grows by the logarithm, so the derivative is (df + 1) / e."""
+    by = jax.jit(jax.grad(jaxloss.student_t_nll, (0, 2, 3)))(1e25, 0.0, 1.0, 3.0)
+    np.testing.assert_allclose(by[:2], [4e-25, -3], rtol=1e-6)
+    more, less = (jaxloss.student_t_nll(1e25, 0.0, 1.0, df) for df in (3.25, 2.75))
+    np.testing.assert_allclose(by[2], (more - less) / 0.5, rtol=1e-3)
+    infinite = jax.grad(jaxloss.student_t_nll)(jnp.inf, 0.0, 1.0, 3.0)
+    np.testing.assert_array_equal(infinite, 0)
+
+
 def test_student_by_infinite_degrees():
     by_df = jax.grad(jaxloss.student_t_nll, 3)
     assert by_df(1.0, 0.0, 1.0, np.inf) == 0
