@@ -118,6 +118,7 @@ from jaxloss._families.regression import (
 from jaxloss._families.robust import expectile_loss, general_robust_loss, smooth_l1_loss
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
 from jaxloss._families.survival import cox_loss
+from jaxloss._families.transducer import rnnt_additive_loss, rnnt_loss
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
 from jaxloss._mean import Mean
@@ -218,6 +219,8 @@ __all__ = [
     "poly_loss_cross_entropy",
     "quantile_loss",
     "ranking_softmax_loss",
+    "rnnt_additive_loss",
+    "rnnt_loss",
     "robust_dpo_loss",
     "router_z_loss",
     "safe_softmax_cross_entropy",

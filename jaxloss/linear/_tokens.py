@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.mapped import alike
+from jaxloss._core.mapped import alike, unpartitioned
 from jaxloss._core.numerics import clip_to_finite, times
 from jaxloss._core.split import ClassAxis
 from jaxloss.linear._head import Head, head_gradients, in_dtypes, logits_of
-from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 
 # `(logits, labels, shared, class_axis)` of one chunk, where `logits` has one array for each head:

@@ -27,6 +27,7 @@ from tests.cases import (
     robust,
     sequence,
     survival,
+    transducer,
 )
 from tests.cases._case import Case
 
@@ -48,6 +49,7 @@ FAMILIES = (
     metric,
     ranking,
     sequence,
+    transducer,
     linear,
     preference,
     policy,
