@@ -202,29 +202,20 @@ def test_smooth_labels():
     fails(ValueError, ["axis 2", "rank 2"], jaxloss.smooth_labels, struct(2, 3), alpha=0, axis=2)
 
 
-@pytest.mark.parametrize(
-    ("fn", "option", "shape"),
-    [
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2,)),
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2, 2)),
-        (jaxloss.sigmoid_focal_loss, "alpha", (2,)),
-        (jaxloss.sigmoid_focal_loss, "gamma", (3, 3)),
-        (jaxloss.softmax_focal_loss, "gamma", (3,)),
-        (jaxloss.softmax_focal_loss, "alpha", (2,)),
-        (jaxloss.softmax_focal_loss, "alpha", (2, 1)),
-        (jaxloss.poly_loss_cross_entropy, "epsilon", (3,)),
-        (jaxloss.huber_loss, "delta", (2,)),
-        (jaxloss.wing_loss, "curvature", (2,)),
-        (jaxloss.quantile_loss, "quantile", (2,)),
-        (jaxloss.gaussian_nll, "variance", (2,)),
-        (jaxloss.cosine_distance, "epsilon", (2, 1)),
-        (jaxloss.distillation_loss, "temperature", (2, 1)),
-    ],
-)
-def test_options_of_a_wrong_shape(fn, option, shape):
-    call = lambda x, y, v: fn(x, y, **{option: v})
-    words = [f"{option} of shape {shape}"]
-    fails(ValueError, words, call, struct(2, 3), struct(2, 3), struct(*shape))
+NUMBERS = ArrayLike, ArrayLike | None  # As settings are annotated that may be traced.
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_options_of_a_wrong_shape(fn):
+    batch = arguments(fn, np.random.default_rng(0), 4)
+    floats = {k for k, operand in takes(fn).operands.items() if operand.of != "integer"}
+    for option, parameter in parameters(fn).items():
+        setting = isinstance(parameter.default, (int, float)) or option in floats
+        if parameter.annotation not in NUMBERS or not setting or option in batch:
+            continue
+        for shape in ((7,), (7, 1)):
+            said = refusal(lambda x, k=option: fn(**batch, **{k: x}), np.ones(shape, np.float32))
+            assert f"{option} of shape {shape}" in said
 
 
 @pytest.mark.few(15)
@@ -233,7 +224,7 @@ def test_arrays_out_of_range(fn):
     """What is refused as a number is as an array too, in the same words, and by `checkify`."""
     batch = arguments(fn, np.random.default_rng(0), 4)
     for option, parameter in parameters(fn).items():
-        number = parameter.annotation in (ArrayLike, ArrayLike | None)
+        number = parameter.annotation in NUMBERS
         for bad in (-1.0, 2.0) if number and option not in batch else ():
             run = lambda value, option=option: fn(**batch, **{option: value})
             message = refusal(run, bad)
