@@ -52,10 +52,11 @@ def length(x: Array, axis: int) -> Length:
     squares = jnp.sum(jnp.square(x), axis, keepdims=True)
     inverse = _inverse_root(squares)
     scale = lax.reduce_precision(inverse, info.nexp, 0)
+    scaled = inverse / jnp.where(scale == 0, 1, scale)  # No 0 / 0, for `jax_debug_nans`.
     # Of vectors that are neither short nor long no square that counts is lost.
     low = float(info.tiny) ** 0.5
     plain = jnp.all((squares > low) & (squares < 1 / low))
-    size = passes.unless(plain, (scale, inverse / scale), partial(_scaled_length, axis=axis), x)
+    size = passes.unless(plain, (scale, scaled), partial(_scaled_length, axis=axis), x)
     return Length(*lax.optimization_barrier(size))  # Once a row, not once an element.
 
 

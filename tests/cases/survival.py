@@ -72,9 +72,10 @@ def _naive(x, t, efron=True, strata=lambda i: 0 * i):
     e, mine = jnp.asarray(_events(x.size)), strata(n)
     risk = (t[None] >= t[:, None]) & (mine[None] == mine[:, None])
     tied = risk & (t[None] == t[:, None]) & e[None]
-    off = jnp.sum(tied & (n[None] < n[:, None]), 1) / jnp.maximum(jnp.sum(tied, 1), 1)
-    off = off.astype(x.dtype) if efron else 0 * x
-    whole = jnp.sum(risk * jnp.exp(x)[None], 1) - off * jnp.sum(tied * jnp.exp(x)[None], 1)
+    before, d = (jnp.sum(a, 1, dtype=x.dtype) for a in (tied & (n[None] < n[:, None]), tied))
+    off = before / jnp.maximum(d, 1) if efron else 0 * x
+    all_at_risk, all_tied = (jnp.sum(jnp.where(a, jnp.exp(x)[None], 0), 1) for a in (risk, tied))
+    whole = all_at_risk - off * all_tied
     return _weighted(jnp.where(e, jnp.log(whole) - x, 0))
 
 
