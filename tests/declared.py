@@ -23,11 +23,15 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "list": (CLASSES,),
     "pixels": (4, 2, CLASSES),
     "embeddings": (CLASSES,),
+    "members": (CLASSES,),
     "sequence": (8, CLASSES),
     "shared": (CLASSES, CLASSES),
 }
-# Of the sequences, those that are shorter or have no classes.
-OF_SEQUENCES = {"logit_paddings": (8,), "labels": (3,), "label_paddings": (3,)}
+# Of the sequences, those that are shorter, or have no classes or those of each frame and label.
+OF_SEQUENCES = {
+    "logit_paddings": (8,), "labels": (3,), "label_paddings": (3,),
+    "predictor": (4, CLASSES), "rnnt_loss.logits": (8, 4, CLASSES),
+}  # fmt: skip
 
 
 def takes(fn: Any) -> Declaration:
@@ -40,13 +44,14 @@ def arguments(fn: Any, rng: np.random.Generator, n: int, *, every: bool = False)
     """A well-behaved batch of n examples; `every` argument, or those without a default."""
     defaults = {k: p.default is not p.empty for k, p in inspect.signature(fn).parameters.items()}
     chosen = {k: v for k, v in takes(fn).operands.items() if every or not defaults[k]}
-    return {name: _sample(takes(fn), name, operand, rng, n) for name, operand in chosen.items()}
+    return {name: _sample(fn, name, operand, rng, n) for name, operand in chosen.items()}
 
 
-def _sample(of, name, operand, rng, n):
-    of_pixels = operand.kind == "labels" and of.has("pixels")
+def _sample(fn, name, operand, rng, n):
+    of_pixels = operand.kind == "labels" and takes(fn).has("pixels")
     shape = SHAPES["pixels"][:-1] if of_pixels else SHAPES[operand.kind]
-    shape = OF_SEQUENCES.get(name, shape) if operand.kind == "sequence" else shape
+    if operand.kind == "sequence":
+        shape = OF_SEQUENCES.get(f"{fn.__name__}.{name}", OF_SEQUENCES.get(name, shape))
     shape = (4,) if operand.of == "box" else shape
     batch = () if operand.kind == "shared" else (n,)
     if operand.of == "integer":

@@ -1,4 +1,4 @@
-"""The softmax of the frames of sequences, at a few classes of each sequence.
+"""The softmax of frames, or of other rows of classes, at a few classes of each.
 
 The logits of a batch are by far its largest array. Nothing of their size is computed of them but
 their gradient: in a frame there are two numbers of a softmax, and one for each of its classes that
@@ -13,27 +13,34 @@ from jax import Array, lax
 
 from jaxloss._core.rows import centred, finite_gap, gap_below, row
 
+FEW = 2  # Classes that are found by comparing each one's number.
+
 
 class Frames(NamedTuple):
-    live: Array  # (B, T, 1), those that are not padded
-    top: Array  # (B, T, 1), the largest logit
-    tail: Array  # (B, T, 1), the sum of exp(x - top) over all classes but one of the largest
+    live: Array  # (..., 1), those that are not padded
+    top: Array  # (..., 1), the largest logit
+    tail: Array  # (..., 1), the sum of exp(x - top) over all classes but one of the largest
 
 
 def frames_of(x: Array, live: Array) -> Frames:
-    live = live[:, :, None]
-    of = row(jnp.where(live, lax.stop_gradient(x), 0), 2)
+    live = live[..., None]
+    of = row(jnp.where(live, lax.stop_gradient(x), 0), x.ndim - 1)
     return Frames(live, of.top, of.tail)
 
 
 @jax.custom_jvp
 def class_nll(x: Array, classes: Array, of: Frames) -> Array:
-    """`-log softmax(x)` of the classes (B, M) in each of the frames (B, T, K), (B, T, M).
+    """`-log softmax(x)` of the classes in each of the frames (..., K), (..., M).
 
-    Zero in those that are padded.
+    The classes (..., M) may be those of several frames, along axes of size one. Zero in frames
+    that are padded.
     """
-    gap = gap_below(_logits(x, classes), of.top)
-    return jnp.where(of.live, gap + jnp.log1p(of.tail), 0)
+    return nll_of(logits_at(x, classes), of)
+
+
+def nll_of(logits: Array, of: Frames) -> Array:
+    """`-log softmax(x)` of classes with these logits; zero in frames that are padded."""
+    return jnp.where(of.live, gap_below(logits, of.top) + jnp.log1p(of.tail), 0)
 
 
 @class_nll.defjvp
@@ -45,9 +52,9 @@ def _class_nll_rule(primals, tangents):
     (x, classes, of), (v, _, _) = primals, tangents
     p = probability(x, of)
     sole = _sole(x, of)
-    own = jnp.sum(jnp.where(sole, v, 0), 2, keepdims=True)
-    mean = jnp.sum(jnp.where(sole, 0, p) * v, 2, keepdims=True) - beside(x, of) * own
-    is_sole = _sole(_logits(x, classes), of)
+    own = jnp.sum(jnp.where(sole, v, 0), -1, keepdims=True)
+    mean = jnp.sum(jnp.where(sole, 0, p) * v, -1, keepdims=True) - beside(x, of) * own
+    is_sole = _sole(logits_at(x, classes), of)
     d_nll = mean - jnp.where(is_sole, 0, _entries(v, classes) - own)
     return class_nll(*primals), jnp.where(of.live, d_nll, 0)
 
@@ -61,7 +68,7 @@ def probability(x: Array, of: Frames) -> Array:
 @probability.defjvp
 def _probability_rule(primals, tangents):
     p = probability(*primals)
-    return p, p * centred(p, tangents[0], 2)
+    return p, p * centred(p, tangents[0], p.ndim - 1)
 
 
 @jax.custom_jvp
@@ -73,7 +80,7 @@ def beside(x: Array, of: Frames) -> Array:
 @beside.defjvp
 def _beside_rule(primals, tangents):
     d_p = jax.jvp(probability, primals, tangents)[1]
-    return beside(*primals), jnp.sum(jnp.where(_sole(*primals), 0, d_p), 2, keepdims=True)
+    return beside(*primals), jnp.sum(jnp.where(_sole(*primals), 0, d_p), -1, keepdims=True)
 
 
 def _sole(x: Array, of: Frames) -> Array:
@@ -81,24 +88,36 @@ def _sole(x: Array, of: Frames) -> Array:
     return (finite_gap(x, of.top) == 0) & (of.tail < 1)
 
 
-def _logits(x: Array, classes: Array) -> Array:
+def logits_at(x: Array, classes: Array) -> Array:
     """The logits of the classes."""
-    return lax.platform_dependent(x, classes, tpu=_logits_by_matmul, default=_by_index)
+    tpu = _by_select if classes.shape[-1] <= FEW else _logits_by_matmul
+    return lax.platform_dependent(x, classes, tpu=tpu, default=_by_index)
 
 
 def _entries(v: Array, classes: Array) -> Array:
     """The entries of the classes, linear in `v`."""
+    if classes.shape[-1] <= FEW:  # In reverse a select is part of the loop that has the softmax.
+        return _by_select(v, classes)
     # A TPU would gather and scatter along the last axis of a transposed copy.
     return lax.platform_dependent(v, classes, tpu=_by_matmul, default=_by_index)
 
 
 def _by_index(v: Array, classes: Array) -> Array:
-    return jnp.take_along_axis(v, classes[:, None], 2, mode="promise_in_bounds")
+    return jnp.take_along_axis(v, classes, -1, mode="promise_in_bounds")
+
+
+def _by_select(v: Array, classes: Array) -> Array:
+    index = lax.broadcasted_iota(jnp.int32, (1,) * (v.ndim - 1) + v.shape[-1:], v.ndim - 1)
+    each = [
+        jnp.sum(jnp.where(index == one, v, 0), -1, keepdims=True)
+        for one in jnp.split(classes, classes.shape[-1], -1)
+    ]
+    return jnp.concatenate(each, -1)
 
 
 def _by_matmul(v: Array, classes: Array) -> Array:
     # At the highest precision a product with one, and a sum with zeros, are exact.
-    one_hot = jax.nn.one_hot(classes, v.shape[2], dtype=v.dtype)
+    one_hot = jax.nn.one_hot(classes[:, 0], v.shape[2], dtype=v.dtype)
     return jnp.einsum("btk,bmk->btm", v, one_hot, precision=lax.Precision.HIGHEST)
 
 

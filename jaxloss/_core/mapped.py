@@ -37,6 +37,15 @@ def automatically_split(x: Array) -> bool:
     return mesh.size > 1 and any(kind != AxisType.Manual for kind in mesh.axis_types)
 
 
+def unpartitioned() -> bool:
+    """Whether XLA is known not to split the program over devices, inside `shard_map` or alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1
+    kinds = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    return all(kind == AxisType.Manual or size == 1 for kind, size in kinds)
+
+
 def automatic(formula: Callable[..., Any], specs: Any, *operands: Any) -> Any:
     """`formula(*operands)`, split as the specs say, with all that is in between left to XLA."""
     if not explicit(operands):

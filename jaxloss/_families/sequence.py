@@ -14,11 +14,20 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxloss._core import checks
+from jaxloss._core.alignments import (
+    Sequences,
+    finite,
+    largest_along,
+    later,
+    log_add,
+    near_zero,
+    sequences,
+    shares_of,
+)
 from jaxloss._core.declare import takes
 from jaxloss._core.frames import Frames, class_nll, frames_of, probability
 from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import largest, one_or_nan
-from jaxloss._core.reports import report
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager
 
@@ -146,67 +155,32 @@ def ctc_loss_with_forward_probs(
 
 class _Batch(NamedTuple):
     x: Array  # (B, T, K)
-    live: Array  # (B, T), frames that are not padded
-    labels: Array  # (B, N), the blank where padded
-    kept: Array  # (B, N), labels that are not padded
-    valid: Array  # (B,), sequences without an error
+    of: Sequences
 
 
 def _check(logits, logit_paddings, labels, label_paddings, blank) -> _Batch:
     x = checks.predictions("logits", logits)
     labels = checks.integers("labels", labels, "they are class numbers")
-    frames = checks.numeric("logit_paddings", logit_paddings, x.dtype)
-    ends = checks.numeric("label_paddings", label_paddings, x.dtype)
-    _check_shapes(x, frames, labels, ends)
-    classes = x.shape[2]
-    if not 0 <= blank < classes:
-        raise ValueError(f"blank_id must be in [0, {classes}), got {blank}")
-    kept, live = ends == 0, frames == 0
-    known = ~kept | ((labels >= 0) & (labels < classes) & (labels != blank))
-    labels = report(
-        labels,
-        jnp.all(known),
-        f"labels must be in [0, {classes}) and not the blank, {blank}, but reach from {{low}} to "
-        f"{{high}}",
-        low=jnp.min(labels, initial=0, where=kept),
-        high=jnp.max(labels, initial=0, where=kept),
-    )
-    right = jnp.all(kept[:, 1:] <= kept[:, :-1], 1)
-    right &= jnp.all(kept | (ends == 1), 1) & jnp.all(live | (frames == 1), 1)
-    labels = report(
-        labels, jnp.all(right), "paddings must be 0 or 1, and labels be padded on the right only"
-    )
-    labels = jnp.where(kept & known, labels, blank).astype(jnp.int32)
-    return _Batch(x, live, labels, kept, right & jnp.all(known, 1))
-
-
-def _check_shapes(x: Array, frames: Array, labels: Array, ends: Array) -> None:
     if x.ndim != 3 or labels.ndim != 2 or x.shape[0] != labels.shape[0]:
         raise ValueError(
             f"logits of shape {x.shape} and labels of shape {labels.shape} must be of shapes "
             f"(B, T, K) and (B, N); for one sequence, give both a leading axis of size 1"
         )
-    for name, paddings, of, shape in (
-        ("logit_paddings", frames, "logits", x.shape[:2]),
-        ("label_paddings", ends, "labels", labels.shape),
-    ):
-        if paddings.shape != shape:
-            raise ValueError(
-                f"{name} of shape {paddings.shape} do not match {of}: expected shape {shape}"
-            )
+    paddings = logit_paddings, labels, label_paddings
+    return _Batch(x, sequences("logits", x, *paddings, blank, frames_end=False))
 
 
 @partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
 @left_to_xla(1)
-def _ctc_loss(x, live, labels, kept, valid, *, blank, zero_infinity):
-    loss, _ = _ctc(_Batch(x, live, labels, kept, valid), blank)
-    return _finish(loss, valid, zero_infinity)
+def _ctc_loss(x, of, *, blank, zero_infinity):
+    loss, _ = _ctc(_Batch(x, of), blank)
+    return _finish(loss, of.valid, zero_infinity)
 
 
 @partial(jit_when_eager, static_argnames=("blank", "zero_infinity"))
-def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_infinity) -> Any:
-    loss, out = _ctc(_Batch(x, live, labels, kept, valid), blank)
-    offsets = _offsets(out.before, live.T)[1:, :, None]
+def _ctc_with_forward(x, of, log_zero, *, blank, zero_infinity) -> Any:
+    loss, out = _ctc(_Batch(x, of), blank)
+    offsets = _offsets(out.before, of.live.T)[1:, :, None]
     blanks, others = (
         jnp.concatenate([_log_zeros(before), last[None]])[1:] + offsets
         for before, last in zip(out.before, out.last, strict=True)
@@ -215,9 +189,9 @@ def _ctc_with_forward(x, live, labels, kept, valid, log_zero, *, blank, zero_inf
     if x.shape[1]:
         both = logsumexp(jnp.stack([blanks[-1, :, 1:], others[-1]]), 0)[0]
         blanks = blanks.at[-1, :, 1:].set(both)
-    sound = one_or_nan(valid, loss.dtype)[None, :, None]
+    sound = one_or_nan(of.valid, loss.dtype)[None, :, None]
     blanks, others = (jnp.where(a == -jnp.inf, log_zero, a) * sound for a in (blanks, others))
-    return _finish(loss, valid, zero_infinity), blanks, others
+    return _finish(loss, of.valid, zero_infinity), blanks, others
 
 
 def _finish(loss: Array, valid: Array, zero_infinity: bool) -> Array:
@@ -239,18 +213,18 @@ class _States(NamedTuple):
 
 def _ctc(batch: _Batch, blank: int) -> tuple[Array, "_Forward"]:
     """The losses, and the forward recursion."""
-    n = jnp.sum(batch.kept, 1, dtype=jnp.int32)[:, None]
-    classes = jnp.pad(batch.labels, ((0, 0), (0, 1)), constant_values=blank)
+    n = jnp.sum(batch.of.kept, 1, dtype=jnp.int32)[:, None]
+    classes = jnp.pad(batch.of.labels, ((0, 0), (0, 1)), constant_values=blank)
     index = lax.broadcasted_iota(jnp.int32, classes.shape, 1)
-    live = batch.live.T
-    frames = frames_of(batch.x, batch.live)
-    emissions = -class_nll(batch.x, classes, frames)
+    live = batch.of.live.T
+    frames = frames_of(batch.x, batch.of.live)
+    emissions = -class_nll(batch.x, classes[:, None], frames)
     emissions = _States(
         emissions[:, :, -1].T,
         jnp.where((index < n)[:, None], emissions, -jnp.inf).swapaxes(0, 1),
     )
     # A label may follow the one before it without a blank in between, unless they are the same.
-    skip = classes != _later(classes, blank)
+    skip = classes != later(classes, blank)
     out = _forward(emissions, live, skip, index <= n)
     final = _States(index == n, index == n - 1)
     ends = [jnp.where(is_final, a, -jnp.inf) for is_final, a in zip(final, out.last, strict=True)]
@@ -261,16 +235,11 @@ def _ctc(batch: _Batch, blank: int) -> tuple[Array, "_Forward"]:
     rejected = lax.cond(
         jnp.any(loss < 1), lambda: _rejected(*constants), lambda: jnp.ones_like(loss)
     )
-    return _near_zero(loss, rejected), out
-
-
-def _later(a: Array, fill: float) -> Array:
-    """What is of the label before."""
-    return lax.pad(a, jnp.asarray(fill, a.dtype), [(0, 0, 0)] * (a.ndim - 1) + [(1, -1, 0)])
+    return near_zero(loss, rejected), out
 
 
 class _Forward(NamedTuple):
-    before: _States  # of (T, B, N + 1), logarithms less the offset, before each frame, `_finite`
+    before: _States  # of (T, B, N + 1), logarithms less the offset, before each frame, `finite`
     last: _States  # after the last
 
 
@@ -288,19 +257,19 @@ def _forward(emissions: _States, live: Array, skip: Array, reached: Array) -> _F
         emission = _States(jnp.where(reached, emission.blanks[:, None], -jnp.inf), emission.labels)
         new = jax.tree.map(lambda a, e: (a - shift) + e, _ways(alpha, skip), emission)
         new = _unless_padded(live, new, alpha)
-        return (new, _largest(new)), jax.tree.map(_finite, alpha)
+        return (new, _top(new)), jax.tree.map(finite, alpha)
 
     nothing = jnp.zeros_like(jnp.sum(emissions.labels, 0))
     first = lax.broadcasted_iota(jnp.int32, nothing.shape, 1) == 0
     start = _States(jnp.where(first, nothing, -jnp.inf), jnp.full_like(nothing, -jnp.inf))
-    (last, _), before = lax.scan(step, (start, _largest(start)), (emissions, live))
+    (last, _), before = lax.scan(step, (start, _top(start)), (emissions, live))
     return _Forward(before, last)
 
 
 def _ways(alpha: _States, skip: Array) -> _States:
     """What comes into each state: from itself, the one before and, at some, the one before that."""
-    blanks = _log_add(alpha.blanks, _later(alpha.labels, -jnp.inf))
-    return _States(blanks, _log_add(alpha.labels, jnp.where(skip, blanks, alpha.blanks)))
+    blanks = log_add(alpha.blanks, later(alpha.labels, -jnp.inf))
+    return _States(blanks, log_add(alpha.labels, jnp.where(skip, blanks, alpha.blanks)))
 
 
 def _unless_padded(live: Array, new: _States, old: _States) -> _States:
@@ -308,35 +277,18 @@ def _unless_padded(live: Array, new: _States, old: _States) -> _States:
     return jax.tree.map(lambda *of: jnp.where(live[:, None], *of), new, old)
 
 
-def _log_add(a: Array, b: Array) -> Array:
-    return jnp.maximum(a, b) + jnp.log(1 + jnp.exp(-_distance(a, b)))
-
-
-def _distance(a: Array, b: Array) -> Array:
-    """`abs(a - b)`, also of two -inf."""
-    return jnp.maximum(jnp.maximum(a, b), -largest(a.dtype)) - jnp.minimum(a, b)
-
-
-def _finite(alpha: Array) -> Array:
-    """The least number for log 0: a derivative keeps it, and `jax_debug_infs` looks at that."""
-    return jnp.where(alpha == -jnp.inf, -largest(alpha.dtype), alpha)
-
-
 def _log_zeros(alpha: Array) -> Array:
-    """Undoes `_finite`."""
+    """Undoes `finite`."""
     return jnp.where(alpha == -largest(alpha.dtype), -jnp.inf, alpha)
 
 
-def _largest(alpha: _States) -> Array:
-    # Finite in a frame that cannot be reached; `jnp.max` would make that another kernel.
-    top = jnp.maximum(*alpha)
-    least = jnp.asarray(-largest(top.dtype), top.dtype)
-    return lax.reduce(top, least, jnp.maximum, (top.ndim - 1,))[..., None]
+def _top(alpha: _States) -> Array:
+    return largest_along(jnp.maximum(*alpha))
 
 
 def _shifts(before: _States, live: Array) -> Array:
     """By how much each frame shifts, (T, B)."""
-    return jnp.where(live, _largest(lax.stop_gradient(before))[..., 0], 0)
+    return jnp.where(live, _top(lax.stop_gradient(before))[..., 0], 0)
 
 
 def _offsets(before: _States, live: Array) -> Array:
@@ -373,7 +325,7 @@ class _Shares(NamedTuple):
 
 
 def _each_way(a: _States) -> _Shares:
-    before = _later(a.labels, 0)
+    before = later(a.labels, 0)
     return _Shares((a.blanks, before), (a.labels, a.blanks, before))
 
 
@@ -386,10 +338,10 @@ def _along(shares: _Shares, a: _States) -> _States:
 
 @jax.custom_jvp
 def _shares(alpha: _States, skip: Array) -> _Shares:
-    before = _later(alpha.labels, -jnp.inf)
-    stay, jump = _split(alpha.blanks, before)
-    both = _log_add(alpha.blanks, before)
-    own, rest = _split(alpha.labels, jnp.where(skip, both, alpha.blanks))
+    before = later(alpha.labels, -jnp.inf)
+    stay, jump = shares_of(alpha.blanks, before)
+    both = log_add(alpha.blanks, before)
+    own, rest = shares_of(alpha.labels, jnp.where(skip, both, alpha.blanks))
     move = jnp.where(skip, rest * stay, rest)
     return _Shares((stay, jump), (own, move, jnp.where(skip, rest * jump, 0)))
 
@@ -405,14 +357,6 @@ def _shares_rule(primals, tangents):
         return tuple(w * (d - mean) for w, d in zip(ways, values, strict=True))
 
     return shares, _Shares(*map(of, shares, _each_way(d_alpha), means))
-
-
-def _split(a: Array, b: Array) -> tuple[Array, Array]:
-    """`exp(a)` and `exp(b)` over their sum; halves if both are zero."""
-    less = jnp.exp(-_distance(a, b))
-    more = 1 / (1 + less)
-    less = less * more
-    return jnp.where(a >= b, more, less), jnp.where(a >= b, less, more)
 
 
 def _rejected(
@@ -433,13 +377,13 @@ def _rejected(
     foreign = jnp.ones_like(jnp.sum(batch.x, 1)).at[rows, classes].set(0)
     by_foreign = jnp.sum(probability(batch.x, frames) * foreign[:, None], 2).T
     # Others, each at its first occurrence, end it in the states that they do not go on from.
-    kept = jnp.pad(batch.kept, ((0, 0), (0, 1)))
+    kept = jnp.pad(batch.of.kept, ((0, 0), (0, 1)))
     same = classes[:, :, None] == classes[:, None]
     first = kept & ~jnp.any(jnp.tril(same, -1), 2)
     to = same & kept[:, None]
     after = jnp.pad(to[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
     ended_by = first[:, :, None] & ~to, first[:, :, None] & ~same & ~after
-    offsets = _offsets(out.before, batch.live.T)[:, :, None]
+    offsets = _offsets(out.before, batch.of.live.T)[:, :, None]
     at_frame = jnp.zeros_like(by_foreign)
     for before, ends in zip(out.before, ended_by, strict=True):
         p = jnp.exp(before + offsets[:-1])
@@ -449,16 +393,4 @@ def _rejected(
         jnp.sum(jnp.where(is_final, 0, jnp.exp(last + offsets[-1])), 1)
         for is_final, last in zip(final, out.last, strict=True)
     )
-    return jnp.sum(jnp.where(batch.live.T, at_frame, 0), 0) + at_end
-
-
-@jax.custom_jvp
-def _near_zero(loss: Array, rejected: Array) -> Array:
-    """`loss`, as `-log1p(-rejected)` where that has more digits."""
-    certain = (rejected < 0.5) & (loss < 1)
-    return jnp.where(certain, -jnp.log1p(-jnp.where(certain, rejected, 0)), loss)
-
-
-@_near_zero.defjvp
-def _near_zero_rule(primals, tangents):
-    return _near_zero(*primals), tangents[0]
+    return jnp.sum(jnp.where(batch.of.live.T, at_frame, 0), 0) + at_end

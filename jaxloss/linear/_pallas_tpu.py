@@ -18,11 +18,10 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxloss._core.mapped import alike
+from jaxloss._core.mapped import alike, unpartitioned
 from jaxloss.linear import _tpu_kernels, _two_pass
 from jaxloss.linear._formulas import Settings
 from jaxloss.linear._head import Head
-from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._tpu_kernels import Operands, Results, Scratch, Static

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxloss._core import mapped
 
@@ -23,15 +23,6 @@ def automatic(formula: Callable[..., Any], out: Any, *operands: Any) -> Any:
 
 def _leading(like: Array | None) -> PartitionSpec:
     return PartitionSpec() if like is None else PartitionSpec(*jax.typeof(like).sharding.spec)
-
-
-def unpartitioned() -> bool:
-    """Whether XLA is known not to split the program over devices, inside `shard_map` or alone."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.device_count() == 1
-    kinds = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    return all(kind == AxisType.Manual or size == 1 for kind, size in kinds)
 
 
 def groups(tokens: Array) -> int:

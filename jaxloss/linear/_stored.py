@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core.mapped import unpartitioned
 from jaxloss.linear._head import (
     Head,
     for_matmuls,
@@ -21,7 +22,6 @@ from jaxloss.linear._head import (
     in_dtypes,
     in_one_unit,
 )
-from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import (
     TokenSweep,

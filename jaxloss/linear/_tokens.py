@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxloss._core.mapped import alike
+from jaxloss._core.mapped import alike, unpartitioned
 from jaxloss._core.numerics import clip_to_finite, times
 from jaxloss._core.split import ClassAxis
 from jaxloss.linear._head import Head, head_gradients, in_dtypes, logits_of
-from jaxloss.linear._sharding import unpartitioned
 from jaxloss.linear._sweep import Gradients, Need
 
 # `(logits, labels, shared, class_axis)` of one chunk, where `logits` has one array for each head:
@@ -36,6 +35,8 @@ class TokenSweep:
     class_axis: ClassAxis
     chunk_size: int
     vocab_first: bool
+    # Of the matmuls of `each_token` and its derivatives.
+    precision: lax.Precision | None = None
 
     @property
     def tokens(self) -> "TokenSweep":
@@ -45,7 +46,7 @@ class TokenSweep:
         return self.loss_of_logits(logits, labels, shared, self.class_axis)
 
     def logits(self, heads: Sequence[Head]) -> tuple[Array, ...]:
-        return tuple(logits_of(head, self.vocab_first) for head in heads)
+        return tuple(logits_of(head, self.vocab_first, self.precision) for head in heads)
 
     def total_and_gradients(
         self,
@@ -123,7 +124,7 @@ class TokenSweep:
             logits, d_logits = self.logits(some), []
             for x, head, dh, d_head in zip(logits, some, d_hidden, d_heads, strict=True):
                 terms = [
-                    logits_of(moved, self.vocab_first)
+                    logits_of(moved, self.vocab_first, self.precision)
                     for moved in (Head(dh, head.weight), Head(head.hidden, d_head.weight))
                     if moved.hidden is not None and moved.weight is not None
                 ]

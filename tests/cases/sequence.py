@@ -30,47 +30,75 @@ def read(path: Sequence[int], blank: int = 0) -> tuple[int, ...]:
 
 
 class Lattice(NamedTuple):
+    """Of rows of classes, and paths that emit one class each in all rows, or in some."""
+
     p: list[list[mpf]]
     q: list[list[mpf]]  # 1 - p
-    total: mpf  # the probability of the labels
-    given: list[list[mpf]]  # that of each class in each frame, given the labels
-    others: list[list[mpf]]  # one less that
-    joint: dict[tuple[int, int, int, int], mpf]  # of classes in two frames, given the labels
+    total: mpf  # the probability of all paths
+    given: list[list[mpf]]  # that of each class in each row, given that it is one of the paths
+    others: list[list[mpf]]  # that of the other classes in it
+    visited: list[mpf]  # that of all of them
+    joint: dict[tuple[int, int, int, int], mpf]  # of classes in two rows, given the same
+
+
+Path = tuple[tuple[int, int], ...]  # Rows, and their classes.
 
 
 def lattice(x: tuple[mpf, ...], labels: tuple[int, ...], classes: int = CLASSES) -> Lattice:
-    return _lattice(x, labels, classes, mp.prec)  # `mp.diff` computes in a higher precision.
+    return lattice_of(x, reading(labels, len(x) // classes, classes), classes)
 
 
 @functools.cache
-def _lattice(x, labels, classes, precision) -> Lattice:
+def reading(labels: tuple[int, ...], frames: int, classes: int) -> tuple[Path, ...]:
+    every = itertools.product(range(classes), repeat=frames)
+    return tuple(tuple(enumerate(path)) for path in every if read(path) == labels)
+
+
+def lattice_of(x: tuple[mpf, ...], paths: tuple[Path, ...], classes: int) -> Lattice:
+    return _lattice(x, paths, classes, mp.prec)  # `mp.diff` computes in a higher precision.
+
+
+@functools.cache
+def _lattice(x, paths, classes, precision) -> Lattice:
     del precision
-    frames, p, q = range(len(x) // classes), [], []
-    for t in frames:
+    rows, p, q = range(len(x) // classes), [], []
+    for t in rows:
         e = [mp.exp(v) for v in x[t * classes : (t + 1) * classes]]
         p.append([v / sum(e) for v in e])
         q.append([sum(e[:i] + e[i + 1 :], mpf(0)) / sum(e) for i in range(classes)])
-    paths = [k for k in itertools.product(range(classes), repeat=len(frames)) if read(k) == labels]
-    weights = [mp.fprod(p[t][k[t]] for t in frames) for k in paths]
+    weights = [mp.fprod(p[t][k] for t, k in path) for path in paths]
     total = sum(weights, mpf(0))
     joint: dict[tuple[int, int, int, int], mpf] = {}
     for path, weight in zip(paths, weights, strict=True):
-        for t, u in itertools.product(frames, frames):
-            key = t, path[t], u, path[u]
-            joint[key] = joint.get(key, mpf(0)) + weight / total
-
-    def given(t, k):
-        return joint.get((t, k, t, k), mpf(0))
+        for (t, c), (u, d) in itertools.product(path, repeat=2):
+            joint[t, c, u, d] = joint.get((t, c, u, d), mpf(0)) + weight / total
 
     every = range(classes)
-    return Lattice(
-        p,
-        q,
-        total,
-        [[given(t, k) for k in every] for t in frames],
-        [[sum((given(t, j) for j in every if j != k), mpf(0)) for k in every] for t in frames],
-        joint,
-    )
+    given = [[joint.get((t, k, t, k), mpf(0)) for k in every] for t in rows]
+    others = [[sum((of[j] for j in every if j != k), mpf(0)) for k in every] for of in given]
+    return Lattice(p, q, total, given, others, [sum(of, mpf(0)) for of in given], joint)
+
+
+def slope(of: Lattice, t: int, k: int) -> list[mpf]:
+    """The terms of the derivative of `-log(total)` by a logit."""
+    if of.p[t][k] > 0.5:
+        return [of.others[t][k], -of.q[t][k] * of.visited[t]]
+    return [of.p[t][k] * of.visited[t], -of.given[t][k]]
+
+
+def curvature(of: Lattice, t: int, a: int, u: int, b: int) -> list[mpf]:
+    """Those of the second derivative by two logits."""
+    terms = []
+    # Through the log-probabilities c and d of both rows, whose derivative is one or zero less
+    # p; what is subtracted sums up to zero, but it is computed.
+    for c, d in itertools.product(range(len(of.p[t])), repeat=2):
+        both, each = of.joint.get((t, c, u, d), mpf(0)), of.given[t][c] * of.given[u][d]
+        if both or each:
+            by = ((a == c) - of.p[t][a]) * ((b == d) - of.p[u][b])
+            terms += [-both * by, each * by]
+    if t == u:
+        terms.append(of.visited[t] * of.p[t][a] * (of.q[t][a] if a == b else -of.p[t][b]))
+    return terms
 
 
 def _value(x, k):
@@ -78,31 +106,21 @@ def _value(x, k):
     return [-mp.log(total)]
 
 
-def _amplified(x):
+def amplified(x):
     """By what the probability of a path is off for the rounding of the logits' differences."""
     frames = [x[i : i + CLASSES] for i in range(0, len(x), CLASSES)]
     return amplify(max(max(frame) - min(frame) for frame in frames))
 
 
 def _gradient(x, k, i):
-    exact, (t, j) = lattice(tuple(x), LABELS[k]), divmod(i, CLASSES)
-    if exact.p[t][j] > 0.5:
-        return spread([exact.others[t][j], -exact.q[t][j]], _amplified(x))
-    return spread([exact.p[t][j], -exact.given[t][j]], _amplified(x))
+    exact = lattice(tuple(x), LABELS[k])
+    return spread(slope(exact, *divmod(i, CLASSES)), amplified(x))
 
 
 def _hessian(x, k, i, j):
-    exact, (t, a), (u, b) = lattice(tuple(x), LABELS[k]), divmod(i, CLASSES), divmod(j, CLASSES)
-    terms = []
-    # Through the log-probabilities c and d of both frames, whose derivative is one or zero less
-    # p; what is subtracted sums up to zero, but it is computed.
-    for c, d in itertools.product(range(CLASSES), repeat=2):
-        by = ((a == c) - exact.p[t][a]) * ((b == d) - exact.p[u][b])
-        both, each = exact.joint.get((t, c, u, d), mpf(0)), exact.given[t][c] * exact.given[u][d]
-        terms += [-both * by, each * by]
-    if t == u:
-        terms.append(exact.p[t][a] * (exact.q[t][a] if a == b else -exact.p[t][b]))
-    return spread(terms, _amplified(x))
+    exact = lattice(tuple(x), LABELS[k])
+    terms = curvature(exact, *divmod(i, CLASSES), *divmod(j, CLASSES))
+    return spread(terms, amplified(x))
 
 
 def _batch(x, k):

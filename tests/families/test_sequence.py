@@ -385,7 +385,7 @@ def test_a_matmul_picks_what_an_index_picks():
     x = np.float32(10.0 ** rng().uniform(-30, 30, (2, 5, 7)) * rng().choice([-1, 1], (2, 5, 7)))
     x[0, 1, 2] = -inf
     x[1, 2, 3] = inf
-    classes = np.array([[2, 0, 2], [3, 6, 1]])
+    classes = np.array([[2, 0, 2], [3, 6, 1]])[:, None]
     np.testing.assert_array_equal(
         _frames._logits_by_matmul(x, classes), _frames._by_index(x, classes)
     )
