@@ -137,5 +137,6 @@ def _tied(x: Array, is_last: Array, start: Array, last: Array, *, ties: Ties) ->
     of_run = softmax(x, axis, start).nll
     if ties == "efron":
         before = lax.broadcasted_iota(jnp.int32, x.shape, axis) - start
-        of_run += jnp.log1p(-before.astype(x.dtype) / (last - start + 1).astype(x.dtype))
+        # log(1 - k / d), also where hardly anything is left.
+        of_run -= jnp.log1p(before.astype(x.dtype) / (last - start + 1 - before).astype(x.dtype))
     return jnp.squeeze(logsumexp(jnp.stack([of_run, leads(x, is_last, last)]), 0), 0)

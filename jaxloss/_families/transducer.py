@@ -80,10 +80,11 @@ def rnnt_loss(
         TypeError: logits are not floating point, or labels not integers.
         ValueError: shapes do not match, or `blank_id` is not a class.
 
-    Value and gradient need no array of the size of the logits but the gradient. Its row at
-    (t, u), with g the probability to get there given the labels, is g times the softmax, less the
-    probability of each class there given the labels; for the likeliest class, the sum of what the
-    others lack of that. `rnnt_additive_loss` needs no logits at all, where these are a sum.
+    Value and gradient need no array of the size of the logits but the gradient; of half precision
+    both are first of float32. The gradient's row at (t, u), with g the probability to get there
+    given the labels, is g times the softmax, less the probability of each class there given the
+    labels; for the likeliest class, the sum of what the others lack of that.
+    `rnnt_additive_loss` needs no logits at all, where these are a sum.
 
     References:
         Graves, Sequence Transduction with Recurrent Neural Networks, 2012, arXiv:1211.3711.

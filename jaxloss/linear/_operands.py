@@ -142,7 +142,8 @@ def without(
     dead: Array | None, heads: tuple[Head, ...], labels: Array, classes: int
 ) -> tuple[tuple[Head, ...], Array]:
     """Replace the contents of dead tokens by harmless ones; invalid labels stay invalid."""
-    labels = jnp.clip(labels, -1, classes).astype(jnp.int32)
+    # Not `jnp.clip(labels, -1, n)`: unsigned labels know no -1.
+    labels = jnp.where((labels >= 0) & (labels < classes), labels, classes).astype(jnp.int32)
     if dead is None:
         return heads, labels
     heads = tuple(Head(jnp.where(dead[:, None], 0, h), w) for h, w in heads)

@@ -120,6 +120,17 @@ def test_bad_labels_are_nan_and_ignored_ones_are_nothing(loss):
     assert values[5] == values[7] == 0 and np.isnan(values[3])
 
 
+@pytest.mark.parametrize("loss", [jaxloss.cosface_loss, "linear_cross_entropy"], ids=str)
+def test_unsigned_labels(loss):
+    """Of the tokens' sweeps: only those that are no class are NaN."""
+    x, p, k = operands()
+    if loss == "linear_cross_entropy":
+        loss = lambda x, p, k: jaxloss.linear_cross_entropy(x, p.T, k, reduction="none")
+    bad = np.where(np.arange(N) == 3, np.uint32(2**32 - 1), k.astype(np.uint32))
+    want = np.where(np.arange(N) == 3, np.nan, loss(x, p, k))
+    np.testing.assert_array_equal(loss(x, p, bad), want)
+
+
 @BOTH
 def test_derivatives_by_margin_and_scale(loss):
     """Those by the other operands are in the table."""

@@ -67,6 +67,14 @@ def test_without_censoring_it_is_the_likelihood_of_an_order():
     close(jnp.sum(cox(X, times, 1)), jaxloss.listmle_loss(X, -times))
 
 
+def test_the_last_of_many_tied_events():
+    """By then hardly anything is left of their sum, by Efron."""
+    n = 20_000
+    log_hazards = np.zeros(n, np.float32)
+    want = np.log(n - np.arange(n, dtype=np.float64))
+    np.testing.assert_allclose(cox(log_hazards, np.ones(n), 1), want, rtol=1e-6, atol=1e-6)
+
+
 def test_breslow_of_ties_is_that_of_each_alone():
     """Each event is against all who are at risk at its time."""
     losses = breslow(X, T, E)
