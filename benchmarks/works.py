@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import layers
 from benchmarks.layers import DRAWN
 from benchmarks.peers import peers as known_peers
-from tests.cases import FAMILIES, FIRST_ROWS
+from tests.cases import FAMILIES, FIRST_ROWS, angular, linear
 from tests.cases._case import Case
 
 
@@ -59,9 +59,9 @@ class Work:
 
     @property
     def layered(self) -> bool:
-        """Whether the mode "layer" puts one below the loss. The linear losses have their own: of
-        them it is the value and the gradient of what they take."""
-        return not self.name.startswith("linear_")
+        """Whether the mode "layer" puts one below the loss. Some losses have their own: of them it
+        is the value and the gradient of what they take."""
+        return self.case not in (*linear.CASES, *angular.CASES)
 
     def loss(self, peer: str, mode: str) -> Callable[..., Any]:
         loss = self.losses[peer]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxloss import _names
 from jaxloss._core.declare import takes
+from jaxloss._families.angular import arcface_loss, cosface_loss
 from jaxloss._families.binary import (
     binary_cross_entropy,
     sigmoid_binary_cross_entropy,
@@ -25,6 +26,7 @@ from jaxloss._families.categorical import (
 )
 from jaxloss._families.contrastive import info_nce, ntxent, siglip_loss, supervised_contrastive_loss
 from jaxloss._families.crps import ensemble_crps, gaussian_crps
+from jaxloss._families.decorrelation import barlow_twins_loss, vicreg_loss
 from jaxloss._families.direction import (
     cosine_distance,
     cosine_similarity,
@@ -68,7 +70,7 @@ from jaxloss._families.margin import (
     perceptron_loss,
     squared_hinge_loss,
 )
-from jaxloss._families.metric import circle_loss, triplet_margin_loss
+from jaxloss._families.metric import batch_hard_triplet_loss, circle_loss, triplet_margin_loss
 from jaxloss._families.overlap import (
     binary_dice_loss,
     dice_loss,
@@ -115,6 +117,7 @@ from jaxloss._families.regression import (
 )
 from jaxloss._families.robust import expectile_loss, general_robust_loss, smooth_l1_loss
 from jaxloss._families.sequence import ctc_loss, ctc_loss_with_forward_probs
+from jaxloss._families.survival import cox_loss
 from jaxloss._families.transducer import rnnt_additive_loss, rnnt_loss
 from jaxloss._imbalance import class_weights_from_counts, logit_adjustment
 from jaxloss._loss import Loss
@@ -136,7 +139,10 @@ __all__ = [
     "absolute_error",
     "absolute_percentage_error",
     "approx_ndcg_loss",
+    "arcface_loss",
     "asymmetric_loss",
+    "barlow_twins_loss",
+    "batch_hard_triplet_loss",
     "binary_cross_entropy",
     "binary_dice_loss",
     "bradley_terry_loss",
@@ -151,8 +157,10 @@ __all__ = [
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "convex_kl_divergence",
+    "cosface_loss",
     "cosine_distance",
     "cosine_similarity",
+    "cox_loss",
     "cpo_loss",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
@@ -238,6 +246,7 @@ __all__ = [
     "tweedie_loss",
     "uncertainty_weighting",
     "value_and_grad",
+    "vicreg_loss",
     "wing_loss",
 ]
 

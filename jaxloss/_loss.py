@@ -220,7 +220,7 @@ class Loss:
 
     def _call_options(self, class_where: ArrayLike | None) -> dict[str, Any]:
         options, takes = self.options, declaration(self.fn)
-        if takes is not None and takes.together:
+        if takes is not None and takes.together and "axis_name" in examples.parameters(self.fn):
             # The rows of all devices meet each other.
             options = {"axis_name": self.axis_name} | options
         if class_where is None:

@@ -31,7 +31,10 @@ ELSEWHERE = {
     "cosineembedding": "cosine_distance",
     "multimargin": "multiclass_hinge_loss",
     "marginranking": "pairwise_hinge_loss",
+    "additiveangularmargin": "arcface_loss",
+    "amsoftmax": "cosface_loss",
     "supcon": "supervised_contrastive_loss",
+    "coxph": "cox_loss",
     "askeras": "keras.as_keras_loss",
 }
 

@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "list": (CLASSES,),
     "pixels": (4, 2, CLASSES),
     "embeddings": (CLASSES,),
+    "members": (CLASSES,),
     "sequence": (8, CLASSES),
     "shared": (CLASSES, CLASSES),
 }

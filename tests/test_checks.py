@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from jax.typing import ArrayLike
 
 import jaxloss
 from tests.cases import FIRST_OF_EACH_KIND, FIRST_ROWS
@@ -118,17 +119,27 @@ def test_labels_that_are_not_integers(fn, dtype):
     fails(TypeError, words, fn, struct(2, 3), struct(2, dtype=dtype))
 
 
-@each([f for f in DENSE if "labels" in parameters(f) and "segments" not in parameters(f)])
-def test_class_numbers_given_to_a_dense_function(fn):
+def distributions():
+    """The functions that take a distribution over classes for each row, and its name."""
+    for fn in FUNCTIONS:
+        of_rows = {k: o.of for k, o in takes(fn).operands.items() if o.kind == "row"}
+        for name in list(of_rows)[1:]:
+            if of_rows[name] == "distribution":
+                yield pytest.param(fn, name, id=fn.__name__)
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize(("fn", "name"), list(distributions()))
+def test_class_numbers_given_for_a_distribution(fn, name):
     """The message gives the one-hot labels to write, and they are right."""
-    words = ["(2,)", "(2, 3)", "with_integer_labels", "jax.nn.one_hot(labels, 3)"]
+    words = ["(2,)", "(2, 3)", "with_integer_labels", f"jax.nn.one_hot({name}, 3)"]
     fails(ValueError, words, fn, struct(2, 3), struct(2, dtype=I))
     for options in ({}, {"axis": 1} if "axis" in parameters(fn) else {}):
         p, labels = jnp.full((2, 3, 3), 1 / 3), jnp.array([[0, 1, 2], [2, 1, 1]])
         with pytest.raises(ValueError, match=r"jax\.nn\.one_hot\(") as caught:
             fn(p, labels, **options)
         (written,) = re.findall(r"jax\.nn\.one_hot\(.*?\)", str(caught.value))
-        one_hot = eval(written, {"jax": jax, "labels": labels})
+        one_hot = eval(written, {"jax": jax, name: labels})
         want = jax.nn.one_hot(labels, 3, axis=options.get("axis", -1))
         np.testing.assert_array_equal(one_hot, want)
         assert fn(p, one_hot, **options).shape == (2, 3)
@@ -191,51 +202,51 @@ def test_smooth_labels():
     fails(ValueError, ["axis 2", "rank 2"], jaxloss.smooth_labels, struct(2, 3), alpha=0, axis=2)
 
 
-@pytest.mark.parametrize(
-    ("fn", "option", "shape"),
-    [
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2,)),
-        (jaxloss.sigmoid_binary_cross_entropy, "pos_weight", (2, 2)),
-        (jaxloss.sigmoid_focal_loss, "alpha", (2,)),
-        (jaxloss.sigmoid_focal_loss, "gamma", (3, 3)),
-        (jaxloss.softmax_focal_loss, "gamma", (3,)),
-        (jaxloss.softmax_focal_loss, "alpha", (2,)),
-        (jaxloss.softmax_focal_loss, "alpha", (2, 1)),
-        (jaxloss.poly_loss_cross_entropy, "epsilon", (3,)),
-        (jaxloss.huber_loss, "delta", (2,)),
-        (jaxloss.wing_loss, "curvature", (2,)),
-        (jaxloss.quantile_loss, "quantile", (2,)),
-        (jaxloss.gaussian_nll, "variance", (2,)),
-        (jaxloss.cosine_distance, "epsilon", (2, 1)),
-        (jaxloss.distillation_loss, "temperature", (2, 1)),
-    ],
-)
-def test_options_of_a_wrong_shape(fn, option, shape):
-    call = lambda x, y, v: fn(x, y, **{option: v})
-    words = [f"{option} of shape {shape}"]
-    fails(ValueError, words, call, struct(2, 3), struct(2, 3), struct(*shape))
+NUMBERS = ArrayLike, ArrayLike | None  # As settings are annotated that may be traced.
 
 
-def out_of_range():
-    marks = {mark.name: mark for mark in test_options_out_of_range.pytestmark}
-    return [row for row in marks["parametrize"].args[1] if row[2] == row[2]]
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_options_of_a_wrong_shape(fn):
+    batch = arguments(fn, np.random.default_rng(0), 4)
+    floats = {k for k, operand in takes(fn).operands.items() if operand.of != "integer"}
+    for option, parameter in parameters(fn).items():
+        setting = isinstance(parameter.default, (int, float)) or option in floats
+        if parameter.annotation not in NUMBERS or not setting or option in batch:
+            continue
+        for shape in ((7,), (7, 1)):
+            said = refusal(lambda x, k=option: fn(**batch, **{k: x}), np.ones(shape, np.float32))
+            assert f"{option} of shape {shape}" in said
 
 
-@pytest.mark.parametrize(("fn", "option", "bad"), out_of_range())
-def test_arrays_out_of_range(fn, option, bad):
-    """Known ones raise as numbers do; traced ones are left to `checkify`. A NaN is a value."""
-    x = jnp.full((2, 3), 0.5)
-    labels = jnp.array([0, 1]) if fn is CROSS_ENTROPY else x
-    run = lambda value: fn(x, labels, **{option: value})
-    for value in (jnp.float32(bad), np.float32(bad)):
-        with pytest.raises(ValueError, match=f"{option} must be in"):
-            run(value)
-        with pytest.raises(ValueError, match=f"{option} must be in"):
-            jax.jit(lambda x, value=value: fn(x, labels, **{option: value}))(x)
-    error, _ = checkify.checkify(jax.jit(run))(jnp.float32(bad))
-    assert f"{option} must be in" in error.get()
-    good = jnp.float32(0.5 if option != "norm_degree" else 2)
-    assert checkify.checkify(jax.jit(run))(good)[0].get() is None
+@pytest.mark.few(15)
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_arrays_out_of_range(fn):
+    """What is refused as a number is as an array too, in the same words, and by `checkify`."""
+    batch = arguments(fn, np.random.default_rng(0), 4)
+    for option, parameter in parameters(fn).items():
+        number = parameter.annotation in NUMBERS
+        for bad in (-1.0, 2.0) if number and option not in batch else ():
+            run = lambda value, option=option: fn(**batch, **{option: value})
+            message = refusal(run, bad)
+            if "must be in" not in message:
+                continue
+            assert message.startswith(option)
+            assert refusal(run, np.float32(bad)) == refusal(run, jnp.float32(bad)) == message
+            checked = checkify.checkify(jax.jit(run))
+            assert f"{option} must be in" in checked(jnp.float32(bad))[0].get()
+            good = 1.0 if parameter.default is None else parameter.default
+            assert checked(jnp.float32(good))[0].get() is None
+
+
+def refusal(run, value):
+    """The words in which a value is refused, if it is."""
+    try:
+        jax.eval_shape(lambda: run(value))
+    except ValueError as error:
+        return str(error)
+    except TypeError:
+        pass  # Of a mask.
+    return ""
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import inspect
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloss
@@ -85,6 +86,11 @@ def test_over_devices(fn):
         lambda a: jax.lax.psum(share(**a), "d"), mesh=mesh(d=8), in_specs=(specs,), out_specs=P()
     )
     np.testing.assert_allclose(jax.jit(run)(arguments), loss(**arguments), rtol=1e-6)
+    explicit = mesh(AxisType.Explicit, d=8)
+    rows = {k: NamedSharding(explicit, spec) for k, spec in specs.items()}
+    with jax.set_mesh(explicit):
+        got = jax.jit(lambda a: loss(**a))(jax.device_put(arguments, rows))
+    np.testing.assert_allclose(got, loss(**arguments), rtol=1e-6)
 
 
 def test_errors():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxloss
+from website import catalog
 
 pytest.importorskip("optax", reason="needs jaxloss[examples]")
 
@@ -54,6 +55,18 @@ def test_readme(capsys):
     assert len(said) == len(printed) == 2
     np.testing.assert_allclose(numbers(printed[0]), numbers(said[0])[:1], rtol=2e-3)
     np.testing.assert_allclose(numbers(printed[1]), numbers(said[1]), rtol=2e-3)
+
+
+def test_readme_lists_every_name_with_its_family():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## The losses") : text.index("Functions take predictions first")]
+    rows = [set(re.findall(r"`(\w+)`", row)) for row in table.splitlines()]
+    for family, entries in catalog.families().items():
+        names = {entry.name for entry in entries}
+        of_family = [row for row in rows if row & names]
+        # The tools stand in several rows.
+        assert names <= set().union(*of_family), family
+        assert len(of_family) == 1 or family == catalog.TRAINING, family
 
 
 def test_keras_page():

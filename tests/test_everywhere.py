@@ -1,5 +1,7 @@
 """Every loss, by its declaration: split over devices, exported, and under debug flags."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import declared
 from tests.declared import FUNCTIONS, takes
+from tests.devices import mesh
 
 each = pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
 
@@ -64,18 +67,32 @@ def test_an_eager_call_compiles_only_once(fn, caplog):
     assert not [message for message in compiled if message.startswith("Compiling")]
 
 
-@pytest.mark.few(9)
-@each
-def test_exported_with_a_symbolic_batch(fn):
+def symbolic(fn, batch):
+    """The batch with an unknown number of examples."""
     (b,) = export.symbolic_shape("b")
 
     def abstract(name, x):
         shape = x.shape if takes(fn).operands[name].kind == "shared" else (b, *x.shape[1:])
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
+    return [{k: abstract(k, x) for k, x in part.items()} for part in batch]
+
+
+def split(fn, batch, mesh):
+    """The batch with its examples over all devices."""
+
+    def put(name, x):
+        spec = P() if takes(fn).operands[name].kind == "shared" else P("batch")
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return [{k: put(k, x) for k, x in part.items()} for part in batch]
+
+
+@pytest.mark.few(9)
+@each
+def test_exported_with_a_symbolic_batch(fn):
     run = jax.jit(value_and_gradients(fn))
-    example = [{k: abstract(k, x) for k, x in part.items()} for part in batch_of(fn, 4)]
-    again = export.export(run)(*example)
+    again = export.export(run)(*symbolic(fn, batch_of(fn, 4)))
     for n in (4, 7):
         close(again.call(*batch_of(fn, n)), run(*batch_of(fn, n)))
 
@@ -83,15 +100,25 @@ def test_exported_with_a_symbolic_batch(fn):
 @pytest.mark.few(9)
 @each
 def test_explicit_sharding_of_the_batch(fn):
-    n = jax.device_count()
-    mesh = jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Explicit,))
+    batch, eight = batch_of(fn, jax.device_count()), mesh(AxisType.Explicit, batch=8)
     run = value_and_gradients(fn)
-    want = jax.jit(run)(*batch_of(fn, n))
+    want = jax.jit(run)(*batch)
+    with jax.set_mesh(eight):
+        close(jax.tree.map(np.asarray, jax.jit(run)(*split(fn, batch, eight))), want)
 
-    def put(name, x):
-        spec = P() if takes(fn).operands[name].kind == "shared" else P("batch")
-        return jax.device_put(x, NamedSharding(mesh, spec))
 
-    with jax.set_mesh(mesh):
-        split = [{k: put(k, x) for k, x in part.items()} for part in batch_of(fn, n)]
-        close(jax.tree.map(np.asarray, jax.jit(run)(*split)), want)
+@pytest.mark.few(12)
+@each
+def test_further_arguments_pass_where_shapes_or_shardings_are_types(fn):
+    """Traced only: with every operand, weights of classes and the reduction that it has."""
+    known = inspect.signature(fn).parameters
+    further = {"class_weights": np.ones(declared.CLASSES, "f"), "label_smoothing": 0.25}
+    options = {k: v for k, v in further.items() if k in known and k not in takes(fn).operands}
+
+    def run(floats, others):
+        return jax.grad(lambda floats: jnp.sum(fn(**floats, **others, **options)))(floats)
+
+    batch, eight = batch_of(fn, jax.device_count(), every=True), mesh(AxisType.Explicit, batch=8)
+    jax.eval_shape(run, *symbolic(fn, batch))
+    with jax.set_mesh(eight):
+        jax.eval_shape(run, *split(fn, batch, eight))

@@ -41,14 +41,14 @@ LABELLED = {
     "supervised": functools.partial(jaxloss.supervised_contrastive_loss, temperature=0.3),
     "circle_loss": functools.partial(jaxloss.circle_loss, gamma=8.0, detach_weights=False),
     "circle_loss, detached": functools.partial(jaxloss.circle_loss, gamma=8.0),
+    "batch_hard": functools.partial(jaxloss.batch_hard_triplet_loss, margin=0.5),
 }
 TARGETS = dict.fromkeys(TOWERS, Y) | dict.fromkeys(LABELLED, LABELS)
 LOSSES = TOWERS | LABELLED
 EVERY = pytest.mark.parametrize("name", LOSSES)
 # The others are made of the same blocks.
-EVERY_BLOCK = pytest.mark.parametrize(
-    "name", ["info_nce", "siglip_loss", "ntxent", "supervised", "circle_loss"]
-)
+BLOCKS = ["info_nce", "siglip_loss", "ntxent", "supervised", "circle_loss", "batch_hard"]
+EVERY_BLOCK = pytest.mark.parametrize("name", BLOCKS)
 
 
 def cosines(x, y):
@@ -58,6 +58,8 @@ def cosines(x, y):
 
 def brute_force(name, x, y):
     """In float64 and in loops, from the formulas of the papers."""
+    if name == "batch_hard":
+        return batch_hard(np.float64(x), y)
     s = cosines(x, y if name in TOWERS else x)
     n = len(s)
     if name == "siglip_loss":
@@ -84,6 +86,13 @@ def brute_force(name, x, y):
         push = sum(np.exp(8 * max(0, s[i, q] + m) * (s[i, q] - m)) for q in apart[i])
         out[i] = np.log1p(pull * push)
     return out
+
+
+def batch_hard(x, y, margin=0.5):
+    d = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    pairs = (y[:, None] == y[None]) & ~np.eye(len(y), dtype=bool)
+    far, near = np.where(pairs, d, -np.inf).max(1), np.where(y[:, None] == y, np.inf, d).min(1)
+    return np.where(np.isfinite(far - near), np.maximum(margin + far - near, 0), 0)
 
 
 def total(loss):
@@ -249,7 +258,7 @@ def test_without_positives():  # optax: NaN
         np.testing.assert_array_equal(gradient, 0)
 
 
-@EVERY
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "batch_hard"])
 @pytest.mark.few(3)
 def test_a_row_of_zeros(name):  # optax: a gradient of 2e4
     y, x = TARGETS[name], np.where(np.arange(B)[:, None] == 3, 0, X)
@@ -264,7 +273,7 @@ def test_a_row_of_zeros(name):  # optax: a gradient of 2e4
     close(losses, LOSSES[name](far, other), 1e-5)
 
 
-@EVERY_BLOCK
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "batch_hard"])
 @pytest.mark.parametrize("scale", [1e-25, 1e20])
 def test_lengths_do_not_matter(name, scale):
     scale = np.float32(scale)

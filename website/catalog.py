@@ -15,6 +15,7 @@ from website.formulas import tex
 TRAINING = "training"
 TITLES = {
     "fenchel_young": "Fenchel-Young",
+    "angular": "Angular margins",
     "metric": "Metric learning",
     "experts": "Mixtures of experts",
     "linear": "Linear: of a last layer",

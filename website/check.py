@@ -8,18 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from website import catalog
+from website import catalog, pictures
 
 # What a browser loads by itself; links that a reader may follow are not.
 LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(https?:)?//|"
     r"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=[\"']?(https?:)?//"
 )
-# Names of tools, which are no function that could be drawn.
-WITHOUT_PICTURE = {
-    "classification_metrics", "ctc_loss_with_forward_probs", "linear_statistics",
-    "make_fenchel_young_loss", "takes", "total_loss", "value_and_grad",
-}  # fmt: skip
+# Tools.
 WITHOUT_FORMULA = {"Loss", "takes", "classification_metrics"}
 
 
@@ -37,7 +33,7 @@ def problems(site: Path) -> list[str]:
             out.append(f"{entry.name} has no page")
             continue
         text = page.read_text(encoding="utf-8")
-        if entry.name not in WITHOUT_PICTURE and f"pictures/{entry.name}.svg" not in text:
+        if pictures.drawn(entry) and f"pictures/{entry.name}.svg" not in text:
             out.append(f"{entry.name} has no picture")
         if entry.name not in WITHOUT_FORMULA and 'class="arithmatex"' not in text:
             out.append(f"{entry.name} has no formula that could be set as one")

@@ -56,15 +56,17 @@ class Line:
     curves: dict[str, Any]
 
 
+def drawn(entry: Entry) -> bool:
+    """Whether there is a picture: of every loss, but not of every tool."""
+    return entry.name in SPECIAL or entry.declared is not None
+
+
 def svg(entry: Entry) -> str | None:
-    """The picture as SVG; None for what is no function of losses."""
-    if entry.name in SPECIAL:
-        figure = SPECIAL[entry.name]()
-    elif entry.declared is not None:
-        figure = _value_and_derivative(line(entry))
-    else:
+    """The picture as SVG, if there is one."""
+    if not drawn(entry):
         return None
-    return _text(figure)
+    special = SPECIAL.get(entry.name)
+    return _text(special() if special else _value_and_derivative(line(entry)))
 
 
 def kept(entry: Entry) -> str | None:
@@ -93,6 +95,7 @@ def line(entry: Entry) -> Line:
         "pixels": _pixels,
     }
     make = _boxes if operands[0].of == "box" else by_kind.get(operands[0].kind, _any)
+    make = _turned if "prototypes" in entry.declared.operands else make
     try:
         out = make(entry)
         if out is not None and np.isfinite(curves(out)[0]).mean() > 0.5:
@@ -251,6 +254,23 @@ def _embeddings(entry: Entry) -> Line | None:
         return entry.public(x[: len(second)], second)
 
     return Line("angle between a row and its partner, in degrees", -180, 180, loss, {"": 0.0})
+
+
+def _turned(entry: Entry) -> Line:
+    prototypes = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+    def loss(u, margin):
+        turned = jnp.stack([jnp.cos(jnp.deg2rad(u)), jnp.sin(jnp.deg2rad(u)), 0])
+        return entry.public(turned, prototypes, jnp.array(0), scale=8.0, margin=margin)
+
+    default = inspect.signature(entry.public).parameters["margin"].default
+    return Line(
+        "angle to the label's prototype, in degrees",
+        0,
+        180,
+        loss,
+        {f"margin {m:g}": m for m in (0.0, default)},
+    )
 
 
 def _pixels(entry: Entry) -> Line:

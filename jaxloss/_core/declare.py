@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 Kind = Literal[
-    "entries", "row", "number", "labels", "list", "pixels", "embeddings", "sequence", "shared"
+    "entries",
+    "row",
+    "number",
+    "labels",
+    "list",
+    "pixels",
+    "embeddings",
+    "members",
+    "sequence",
+    "shared",
 ]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,7 +60,7 @@ class Declaration:
     @property
     def together(self) -> bool:
         """Whether examples meet each other: then a mask of examples is the function's `where`."""
-        return self.has("embeddings")
+        return self.has("embeddings", "members")
 
     def parts(self, options: Mapping[str, Any]) -> bool:
         """Whether an example has parts, as items or pixels, which the function's `where` masks."""
@@ -92,6 +101,8 @@ def takes(
               image along all but the first; the function's own `where` masks them;
             - "embeddings": rows of features, which meet each other; the function's own `where`
               masks examples;
+            - "members": of a cohort along the last axis, who meet each other likewise but have a
+              loss each;
             - "sequence": all axes but the first belong to an example;
             - "shared": all examples have it in common, as the weight of a layer.
 

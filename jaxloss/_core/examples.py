@@ -245,12 +245,16 @@ class DeclaredCall(Call):
         return {k: clean(self.takes.operands[k], x) for k, x in arguments.items()}
 
     def _of_all(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
-        """Rows that meet each other: what does not count is no row for the function either."""
-        rows = self.first.shape[:-1]
-        live = where = None if where is None else per_example("where", where, rows)
+        """Examples that meet each other: what does not count is none for the function either."""
+        members = self.takes.has("members")
+        shape = self.first.shape if members else self.first.shape[:-1]
+        live = where = None if where is None else per_example("where", where, shape)
         if weights is not None:
-            weights = per_example("weights", jnp.asarray(weights), rows)
-            live = weights != 0 if live is None else live & (weights != 0)
+            weights = per_example("weights", jnp.asarray(weights), shape)
+            counts = weights != 0
+            # A member whose own loss has no weight is one of the others' all the same.
+            counts = jnp.any(counts, -1, keepdims=True) if members else counts
+            live = counts if live is None else live & counts
         run = self if live is None else self.with_options(where=live)
         losses = run.losses(self.arguments)
         if self._reduced(losses):

@@ -83,7 +83,9 @@ def dense(x_name, x, y_name, y, axis, where):
     x = checks.predictions(x_name, x)
     y = checks.numeric(y_name, given := y, x.dtype)
     integer = jnp.issubdtype(jnp.asarray(given).dtype, jnp.integer)
-    if y_name == "labels" and y.ndim == x.ndim - 1 and integer:
+    # Of vectors, which are "predictions", there are no classes.
+    of_classes = y_name in ("labels", "targets") and x_name != "predictions"
+    if of_classes and y.ndim == x.ndim - 1 and integer:
         raise ValueError(
             f"{y_name} of shape {y.shape} and {x_name} of shape {x.shape} differ in rank; "
             f"{_one_hot(y_name, x.shape, axis)}"

@@ -139,13 +139,22 @@ def sweep(block: Callable[..., Any], rows: Side, others: Side, size: int | None,
 
 
 def products(rows: Side, others: Side) -> Array:
-    """Inner products, in full precision also where the platform multiplies in less by default.
+    """Inner products of the vectors."""
+    return matmul(rows.vectors, others.vectors.T)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Inner products, as `precision` says."""
+    return jnp.matmul(x, y, precision=precision())
+
+
+def precision() -> lax.Precision | None:
+    """Full precision for inner products, also where the platform multiplies in less by default.
 
     Unless a user has said how to multiply: an error of 2**-9 counts for a temperature of 1/100.
     """
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    precision = lax.Precision.HIGHEST if asked is None else None
-    return jnp.matmul(rows.vectors, others.vectors.T, precision=precision)
+    return lax.Precision.HIGHEST if asked is None else None
 
 
 def same_place(rows: Side, others: Side) -> Array:

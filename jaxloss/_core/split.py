@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxloss._core import passes
+from jaxloss._core.mapped import automatic
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,10 @@ def of_label(x: Array, labels: Array, axis: ClassAxis) -> Array:
         index = class_index(x, axis).astype(local.dtype)
         return jnp.sum(jnp.where(index == local, x, 0), a, keepdims=True)
 
-    # A TPU would write out all logits in float32 to gather from them; one row is not worth it.
-    one_row = x.size == n
-    entry = (
-        gathered(x, local)
-        if one_row
-        else lax.platform_dependent(x, local, tpu=selected, default=gathered)
-    )
+    if x.size == n:  # One row, as of weights of classes, for all labels.
+        entry = automatic(gathered, jax.typeof(local).sharding.spec, x, local)
+    else:  # A TPU would write out all logits in float32 to gather from them.
+        entry = lax.platform_dependent(x, local, tpu=selected, default=gathered)
     if not isinstance(axis, Split):
         return entry
     return lax.psum(jnp.where((local >= 0) & (local < n), entry, 0), axis.axis_name)

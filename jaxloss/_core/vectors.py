@@ -29,6 +29,18 @@ def _unit_rule(axis, primals, tangents):
     return u, (v - u * _inner(u, v, axis)) * size.scale * size.inverse
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def norm(x: Array, axis: int) -> Array:
+    """`|x|`, of which the derivative of a zero vector is zero; NaN of NaN and infinities."""
+    return jnp.sum(unit_vector(x, axis) * x, axis)
+
+
+@norm.defjvp
+def _norm_rule(axis, primals, tangents):
+    (x,), (v,) = primals, tangents
+    return norm(x, axis), jnp.sum(unit_vector(x, axis) * v, axis)
+
+
 class Length(NamedTuple):
     scale: Array  # a power of two by which no square that counts over- or underflows
     inverse: Array  # 1 / |scale * x|, 0 for a zero vector
@@ -40,23 +52,27 @@ def length(x: Array, axis: int) -> Length:
     squares = jnp.sum(jnp.square(x), axis, keepdims=True)
     inverse = _inverse_root(squares)
     scale = lax.reduce_precision(inverse, info.nexp, 0)
+    scaled = inverse / jnp.where(scale == 0, 1, scale)  # No 0 / 0, for `jax_debug_nans`.
     # Of vectors that are neither short nor long no square that counts is lost.
     low = float(info.tiny) ** 0.5
     plain = jnp.all((squares > low) & (squares < 1 / low))
-    size = passes.unless(plain, (scale, inverse / scale), partial(_scaled_length, axis=axis), x)
+    size = passes.unless(plain, (scale, scaled), partial(_scaled_length, axis=axis), x)
     return Length(*lax.optimization_barrier(size))  # Once a row, not once an element.
 
 
 def _scaled_length(x: Array, axis: int) -> tuple[Array, Array]:
     """By a scale that is about the inverse of the largest entry."""
-    info = jnp.finfo(x.dtype)
-    # The bound leaves room for the inverse.
-    top = jnp.minimum(jnp.max(jnp.abs(x), axis, keepdims=True), largest(x.dtype) / 64)
-    power = jnp.where(top < float(info.tiny), 1, lax.reduce_precision(top, info.nexp, 0))
-    scale = lax.optimization_barrier(1 / power)
+    scale = lax.optimization_barrier(inverse_power(jnp.max(jnp.abs(x), axis, keepdims=True)))
     y = x * scale
     # Of y * y, and a constant x, XLA would make x * x * scale * scale, which may be 0 * inf.
     return scale, _inverse_root(_inner(y, y + 1e-30, axis))
+
+
+def inverse_power(top: Array) -> Array:
+    """A power of two by which the largest of some numbers becomes about one."""
+    info = jnp.finfo(top.dtype)
+    top = jnp.minimum(top, largest(top.dtype) / 64)  # Room for the inverse.
+    return 1 / jnp.where(top < float(info.tiny), 1, lax.reduce_precision(top, info.nexp, 0))
 
 
 def _inverse_root(squares: Array) -> Array:

@@ -70,7 +70,7 @@ def _hinge(x, t, where):
 
 @jax.custom_jvp
 def _agreement(x: Array, t: Array) -> Array:
-    """`t * x`; an infinite score, which may cost nothing, has a finite derivative by t."""
+    """`t * x`; where one is infinite, which may cost nothing, the derivative is finite."""
     return t * x
 
 
@@ -78,7 +78,8 @@ def _agreement(x: Array, t: Array) -> Array:
 def _agreement_rule(primals, tangents):
     (x, t), (dx, dt) = primals, tangents
     out = _agreement(x, t)
-    return out, tangent_sum(out, (dx, lambda: t * dx), (dt, lambda: clip_to_finite(x) * dt))
+    by_x, by_t = (lambda: clip_to_finite(t) * dx), (lambda: clip_to_finite(x) * dt)
+    return out, tangent_sum(out, (dx, by_x), (dt, by_t))
 
 
 @takes(predictor_outputs="entries", targets=("entries", "sign"))
@@ -330,6 +331,7 @@ def _categorical_hinge(s, y, live, *, axis):
     s, y = inputs.live_classes(live, s, axis, -jnp.inf, 0), inputs.exclude(live, y, 0)
 
     def lead(s, y):
+        y = clip_to_finite(y)  # As in `_agreement`.
         return 1 + jnp.max(times(1 - y, s), axis) - jnp.sum(times(y, s), axis)
 
     def in_passes(s, y):

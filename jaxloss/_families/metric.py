@@ -11,9 +11,10 @@ from jaxloss._core import checks, inputs, pairs
 from jaxloss._core.declare import takes
 from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.numerics import relu, softplus, times
-from jaxloss._core.pairs import AxisName
+from jaxloss._core.pairs import AxisName, Side
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager, tangent_sum
+from jaxloss._core.vectors import inverse_power, norm
 
 
 @takes(anchors="row", positives="row", negatives="row")
@@ -253,3 +254,97 @@ def _circle_block(rows, others, gamma, margin, *, clip, detach):
     attraction = total(positive, pull * (1 - margin - s))
     repulsion = total(negative, push * (s - margin))
     return softplus(attraction + repulsion)[:, 0]
+
+
+@takes(embeddings="embeddings", labels="labels")
+def batch_hard_triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 1.0,
+    soft: bool = False,
+    where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    r"""Triplet loss of each row with its farthest positive and its nearest negative in the batch.
+
+    With d_ij the Euclidean distance of rows i and j, P(i) the other rows with the label of i, N(i)
+    those with another label, and m the margin:
+
+        loss_i = max(0, m + max over p in P(i) of d_ip - min over n in N(i) of d_in)
+
+    or, if soft, `log(1 + exp(max d_ip - min d_in))`.
+
+    Args:
+        embeddings: floating, of shape (batch, features), which are not normalised.
+        labels: integers of shape (batch,).
+        margin: m, by how much the farthest positive is to be nearer than the nearest negative.
+        soft: whether a softplus takes the place of the hinge and its margin, so that triplets
+            that are right already are still pulled apart.
+        where: booleans of shape (batch,): which rows exist; 0 is the loss of others.
+        chunk_size: how many rows meet all others at a time. By default all at once, in a few
+            arrays of batch times batch numbers; with it there is never one of that size.
+        axis_name: axes of `shard_map` along which the batch is split; the losses are this
+            device's rows of those of the whole batch.
+
+    Returns:
+        The losses of the anchors, of shape (batch,), in float32 (float64 for float64 embeddings);
+        0 for an anchor without a positive or without a negative.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape is.
+
+    Distances are those of differences, and so exact for rows that are near each other and far from
+    the origin, where the square root of `|x|**2 - 2 * x @ y + |y|**2` has no digits. They are
+    computed of all pairs to find the hardest; derivatives take the time of two distances a row.
+
+    The derivative goes to the hardest pairs; of several equally hard ones to the first. At the
+    hinge it is half of that above it, and of a distance of 0 it is 0. A NaN or an infinity makes
+    the losses of all whose positive or negative it may be NaN.
+
+    References:
+        Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification,
+        2017, arXiv:1703.07737.
+
+    >>> import jax.numpy as jnp, jaxloss
+    >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 5.5]])
+    >>> print(jaxloss.batch_hard_triplet_loss(x, jnp.array([0, 0, 1])))
+    [0.5      2.645898 0.      ]
+    """
+    x = pairs.vectors("embeddings", embeddings)
+    labels = pairs.labels("labels", labels, "embeddings", x)
+    live = pairs.mask(where, "embeddings", x)
+    margin = checks.scalar("margin", margin, x.dtype)
+    size = checks.chunk_size(chunk_size)
+    return _batch_hard(x, labels, margin, live, soft=soft, size=size, axis_name=axis_name)
+
+
+@partial(jit_when_eager, static_argnames=("soft", "size", "axis_name"))
+@left_to_xla(1)
+def _batch_hard(x, labels, margin, live, *, soft, size, axis_name):
+    rows = pairs.side(x, labels, live, False, axis_name)
+    others = pairs.columns(rows, axis_name)
+    # By a power of two no square that counts is lost.
+    scale = inverse_power(jnp.max(jnp.abs(lax.stop_gradient(others.vectors)), initial=0))
+
+    def held(side):
+        return side._replace(vectors=lax.stop_gradient(side.vectors) * scale)
+
+    *hardest, both = pairs.sweep(_hardest, held(rows), held(others), size)
+    far, near = (
+        norm(rows.vectors - others.vectors[jnp.where(both, i, rows.place)], 1) for i in hardest
+    )
+    losses = softplus(far - near) if soft else relu(margin + (far - near))
+    return inputs.masked(live, jnp.where(both, losses, 0))
+
+
+def _hardest(rows: Side, others: Side) -> tuple[Array, Array, Array]:
+    """The places of the farthest positive and the nearest negative, and whether there are both."""
+    squares = jnp.sum(jnp.square(rows.vectors[:, None] - others.vectors[None]), 2)
+    positive, negative = pairs.kinds(rows, others)
+    return (
+        jnp.argmax(jnp.where(positive, squares, -jnp.inf), 1),
+        jnp.argmin(jnp.where(negative, squares, jnp.inf), 1),
+        jnp.any(positive, 1) & jnp.any(negative, 1),
+    )

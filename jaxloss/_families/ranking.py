@@ -16,22 +16,26 @@ from jax.typing import ArrayLike
 
 from jaxloss._core import checks, inputs
 from jaxloss._core.declare import takes
+from jaxloss._core.lists import (
+    ends,
+    in_order,
+    infinite,
+    inverse,
+    leads,
+    lists_of,
+    of_own,
+    sound,
+    span,
+    starts,
+    sum_each,
+)
 from jaxloss._core.mapped import left_to_xla
 from jaxloss._core.nll import soft_nll
-from jaxloss._core.numerics import (
-    clip_to_finite,
-    expm1,
-    largest,
-    one_or_nan,
-    sigmoid,
-    softplus,
-    times,
-)
+from jaxloss._core.numerics import expm1, sigmoid, softplus, times
 from jaxloss._core.pairs import blocks
 from jaxloss._core.reduce import per_size, reduce_losses
 from jaxloss._core.rows import softmax
 from jaxloss._core.rules import jit_when_eager
-from jaxloss._core.split import total
 
 LambdaWeights = Literal["ndcg"] | Callable[[Array, Array, Array, Array], Array]
 
@@ -101,8 +105,8 @@ def ranking_softmax_loss(
     if reduce_fn is None:
         return losses if lists is None else jnp.sum(losses, -1)
     if lists is not None:
-        items = jnp.ones(s.shape, jnp.int32) if live is None else live.astype(jnp.int32)
-        live = _sum_each(items, lists) > 0
+        items = jnp.ones_like(s, jnp.int32) if live is None else live.astype(jnp.int32)
+        live = sum_each(items, lists) > 0
     elif live is not None:
         live = jnp.any(live, -1)
     if reduce_fn is jnp.mean:
@@ -118,7 +122,7 @@ def _ranking_softmax(s, y, w, live, lists):
         y *= inputs.exclude(live, w, 0)
     if lists is None:
         return inputs.live_rows(live, jnp.squeeze(soft_nll(s, y, axis), axis), axis)
-    return _sum_each(times(y, softmax(s, axis, lists).nll), lists)
+    return sum_each(times(y, softmax(s, axis, lists).nll), lists)
 
 
 @takes(
@@ -281,34 +285,18 @@ def _change_of_dcg(y_i: Array, y_j: Array, r_i: Array, r_j: Array) -> Array:
 @partial(jit_when_eager, static_argnames=("of_pair", "of_ranks", "chunk"))
 @left_to_xla(-1)
 def _pairwise(s, y, w, live, lists, margin, *, of_pair, of_ranks, chunk):
-    # Infinities must not meet: as finite numbers they are equal, or far apart.
-    s, factor = _sound(s, y, live, lists)
+    s, factor = sound(s, y != y, live, lists)
     relevance = lax.stop_gradient(inputs.exclude(live, y, 0).astype(s.dtype))
     of_lambda = None
     if of_ranks is not None:
         of_lambda = relevance, lax.stop_gradient(_ranks(s, live, lists))
     each = _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chunk)
     if of_ranks is _change_of_dcg:
-        each = per_size(each, _of_own(_ideal_dcg(relevance, live, lists), lists))
-    each = _infinite(each) * factor
+        each = per_size(each, of_own(_ideal_dcg(relevance, live, lists), lists))
+    each = infinite(each) * factor
     if w is not None:
         each = times(inputs.exclude(live, w, 0), each)
     return jnp.sum(each, s.ndim - 1)
-
-
-def _sound(s, y, live, lists):
-    """Scores as finite numbers, NaN in a list with a NaN; and a factor that makes it NaN."""
-    s = inputs.exclude(live, s, 0)
-    undefined = inputs.exclude(live, jnp.isnan(s) | (y != y), False)
-    sound = total(undefined.astype(s.dtype), s.ndim - 1, lists) == 0
-    factor = one_or_nan(sound, s.dtype)
-    return clip_to_finite(s) * factor, factor
-
-
-def _infinite(losses: Array) -> Array:
-    """Losses of differences between what were infinite scores."""
-    limit = largest(losses.dtype) / 16
-    return losses + lax.stop_gradient(jnp.where(losses > limit, jnp.inf, 0))
 
 
 def _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chunk):
@@ -326,7 +314,7 @@ def _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chun
         if of_lambda is not None:
             (relevance, ranks), (y_j, r_j) = of_lambda_i, (a[..., None, :] for a in of_lambda)
             weights = jnp.where(pair, of_ranks(relevance, y_j, ranks, r_j), 0)
-            losses = times(lax.stop_gradient(weights), _infinite(losses))
+            losses = times(lax.stop_gradient(weights), infinite(losses))
         return jnp.sum(losses, -1)
 
     return _in_chunks(some, (s, y, mine, of_lambda), chunk)
@@ -412,7 +400,7 @@ def approx_ndcg_loss(
 @partial(jit_when_eager, static_argnames="chunk")
 @left_to_xla(-1)
 def _approx_ndcg(s, y, live, lists, temperature, *, chunk):
-    s, factor = _sound(s, y, live, lists)
+    s, factor = sound(s, y != y, live, lists)
     y = inputs.exclude(live, y, 0)
     mine, theirs = _own_and_others(live, lists, s.shape)
     place = lax.broadcasted_iota(jnp.int32, s.shape, s.ndim - 1)
@@ -441,55 +429,44 @@ def _discount(rank: Array) -> Array:
 
 def _of_lists(x: Array, lists: Array | None) -> Array:
     """The sum over each list, at its number; over a row that is one list, with size one."""
-    return jnp.sum(x, -1, keepdims=True) if lists is None else _sum_each(x, lists)
+    return jnp.sum(x, -1, keepdims=True) if lists is None else sum_each(x, lists)
 
 
-def _of_own(of_lists: Array, lists: Array | None) -> Array:
-    return of_lists if lists is None else jnp.take_along_axis(of_lists, lists, -1)
-
-
-class _Sorted(NamedTuple):
+class _Ranked(NamedTuple):
     order: Array  # which item is at each place
     number: Array  # of its list, one that no list has if it is masked
     rank: Array  # in its list, from 1 on
 
 
-def _sorted(keys: Array, live: Array | None, lists: Array | None) -> _Sorted:
+def _ranked(keys: Array, live: Array | None, lists: Array | None) -> _Ranked:
     """List after list, the items with the largest keys first; equal ones in the order given."""
-    axis, n = keys.ndim - 1, keys.shape[-1]
-    number = jnp.zeros(keys.shape, jnp.int32) if lists is None else lists
-    number = inputs.exclude(live, number, n)
-    order = jnp.argsort(keys, axis, descending=True, stable=True)
-    by_list = jnp.argsort(jnp.take_along_axis(number, order, axis), axis, stable=True)
-    order = jnp.take_along_axis(order, by_list, axis)
-    number = jnp.take_along_axis(number, order, axis)
-    return _Sorted(order, number, _run_lengths(number))
+    largest_first = -keys if jnp.issubdtype(keys.dtype, jnp.floating) else ~keys
+    order, number, _ = in_order(largest_first, live, lists)
+    return _Ranked(order, number, _run_lengths(number))
 
 
 def _run_lengths(number: Array) -> Array:
     """How many up to each place have been alike, from 1 on."""
-    axis = number.ndim - 1
-    place = lax.broadcasted_iota(jnp.int32, number.shape, axis)
-    first = (place == 0) | (number != jnp.roll(number, 1, axis))
-    return place - lax.cummax(jnp.where(first, place, 0), axis) + 1
+    start, _ = span(starts(number))
+    return lax.broadcasted_iota(jnp.int32, number.shape, number.ndim - 1) - start + 1
 
 
 def _ranks(s: Array, live: Array | None, lists: Array | None) -> Array:
     """The place of each item in its list by its score, from 1 on."""
-    by_score = _sorted(s, live, lists)
+    by_score = _ranked(s, live, lists)
     rank = by_score.rank.astype(s.dtype)
-    return jnp.take_along_axis(rank, jnp.argsort(by_score.order, -1), -1)
+    return jnp.take_along_axis(rank, inverse(by_score.order), -1)
 
 
 def _ideal_dcg(y: Array, live: Array | None, lists: Array | None) -> Array:
     """The DCG of each list by the ranks of its labels."""
-    by_label = _sorted(y, live, lists)
+    by_label = _ranked(y, live, lists)
     y = jnp.take_along_axis(y, by_label.order, -1)
     # Equal labels have the mean of their discounts, for derivatives that do not tell them apart.
     again = (_run_lengths(y) > 1) & (by_label.rank > 1)
     group = lax.cumsum(1 - again.astype(jnp.int32), y.ndim - 1) - 1
     discount = _discount(by_label.rank.astype(y.dtype))
-    mean = _sum_each(discount, group) / jnp.maximum(_sum_each(jnp.ones_like(y), group), 1)
+    mean = sum_each(discount, group) / jnp.maximum(sum_each(jnp.ones_like(y), group), 1)
     ideal = _gain(y) * jnp.take_along_axis(mean, group, -1)
     return _of_lists(ideal, None if lists is None else by_label.number)
 
@@ -547,52 +524,11 @@ def listmle_loss(
 @left_to_xla(-1)
 def _listmle(s, y, live, lists):
     axis = s.ndim - 1
-    s, _ = _sound(s, y, live, lists)
-    by_label = _sorted(y, live, lists)
+    s, _ = sound(s, y != y, live, lists)
+    by_label = _ranked(y, live, lists)
     s = jnp.take_along_axis(s, by_label.order, axis)
-    place = lax.broadcasted_iota(jnp.int32, s.shape, axis)
-    is_last = place == s.shape[axis] - 1
-    is_last |= (jnp.roll(by_label.rank, -1, axis) == 1) | (by_label.number == s.shape[axis])
-    return jnp.sum(_infinite(softplus(_leads(s, is_last))), axis)
-
-
-@jax.custom_jvp
-def _leads(s: Array, is_last: Array) -> Array:
-    """The log-sum-exp of all that comes after an item in its list, less its score."""
-
-    # That of some items is top + log(1 + tail), where the tail leaves the largest out.
-    def join(later, earlier):
-        (top, tail, _), (s, others, ends) = later, earlier
-        above = s > top
-        e = jnp.exp(-jnp.abs(s - top))
-        joined = jnp.where(above, others + e * (1 + tail), tail + e * (1 + others))
-        return (
-            jnp.where(ends | above, s, top),
-            jnp.where(ends, others, joined),
-            later[2] | ends,
-        )
-
-    start = s, jnp.zeros_like(s), is_last
-    top, tail, _ = lax.associative_scan(join, start, reverse=True, axis=s.ndim - 1)
-    top, tail = (jnp.roll(a, -1, s.ndim - 1) for a in (top, tail))
-    return jnp.where(is_last, -jnp.inf, (top - s) + jnp.log1p(tail))
-
-
-@_leads.defjvp
-def _leads_rule(primals, tangents):
-    # Of what comes after, the derivative is the mean m under its softmax, in which an item has
-    # the share p = sigmoid(-lead) of itself and all that follows: m = p v + (1 - p) m_next.
-    (s, is_last), (v, _) = primals, tangents
-    lead = _leads(s, is_last)
-
-    def join(later, earlier):
-        (share, mean, _), (rest, own, ends) = later, earlier
-        mean = jnp.where(ends, own, own + rest * mean)
-        return jnp.where(ends, 0, rest * share), mean, later[2] | ends
-
-    start = sigmoid(lead), sigmoid(-lead) * v, is_last
-    _, mean, _ = lax.associative_scan(join, start, reverse=True, axis=s.ndim - 1)
-    return lead, jnp.where(is_last, 0, jnp.roll(mean, -1, s.ndim - 1) - v)
+    is_last = ends(starts(by_label.number)) | (by_label.number == s.shape[axis])
+    return jnp.sum(infinite(softplus(leads(s, is_last))), axis)
 
 
 def _chunk(size: int | None, s: Array) -> int:
@@ -617,27 +553,5 @@ def _items(name, scores, labels, where, weights, segments):
         weights = checks.numeric("weights", weights, s.dtype)
         checks.fits("weights", weights, name, shape)
         weights = jnp.broadcast_to(weights, shape)
-    if segments is not None:
-        segments = checks.integers("segments", segments, "number the lists of a row")
-        checks.fits("segments", segments, name, shape)
-        segments = _numbered(jnp.broadcast_to(segments, shape))
-    return s, jnp.broadcast_to(y, shape), weights, live, segments
-
-
-@jit_when_eager
-def _numbered(segments: Array) -> Array:
-    """The same lists with numbers in [0, n)."""
-
-    def row(segments):
-        return jnp.searchsorted(jnp.sort(segments), segments).astype(jnp.int32)
-
-    return jnp.vectorize(row, signature="(n)->(n)")(segments)
-
-
-def _sum_each(x: Array, lists: Array) -> Array:
-    """The sum over each list of a row, where its number says, and 0 elsewhere."""
-
-    def row(x, lists):
-        return jax.ops.segment_sum(x, lists, num_segments=x.size)
-
-    return jnp.vectorize(row, signature="(n),(n)->(n)")(x, lists)
+    lists = lists_of(segments, name, shape)
+    return s, jnp.broadcast_to(y, shape), weights, live, lists

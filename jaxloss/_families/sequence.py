@@ -89,8 +89,8 @@ def ctc_loss(
     >>> print(jaxloss.ctc_loss(frames, jnp.zeros((1, 2)), labels, jnp.zeros((1, 1))))
     [1.0986123]
     """
-    del log_epsilon
     batch = _check(logits, logit_paddings, labels, label_paddings, blank_id)
+    checks.scalar("log_epsilon", log_epsilon, batch.x.dtype)
     return _ctc_loss(*batch, blank=blank_id, zero_infinity=zero_infinity)
 
 

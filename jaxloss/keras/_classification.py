@@ -66,7 +66,9 @@ def binary_focal_crossentropy(
 
     Args:
         apply_class_balancing: whether to weigh positives by `alpha`, negatives by 1 - alpha.
-        gamma: exponent, at least 0, of the probability of the wrong class.
+        alpha, gamma: the weight, in [0, 1], and the exponent, at least 0, of the probability of
+            the wrong class; numbers, or of shapes that broadcast along the trailing axes, as is
+            `label_smoothing`.
 
     >>> print(binary_focal_crossentropy([[0.0, 1.0]], [[0.5, 0.75]]))
     [0.095634]
@@ -77,9 +79,10 @@ def binary_focal_crossentropy(
     weight = alpha if apply_class_balancing else None
     if from_logits:
         return mean(jaxloss.sigmoid_focal_loss(p, t, alpha=weight, gamma=gamma), axis)
-    losses = _binary_focal(p, t, checks.scalar("gamma", gamma, p.dtype, checks.NONNEGATIVE))
+    gamma = checks.setting("gamma", gamma, "y_pred", p, checks.NONNEGATIVE)
+    losses = _binary_focal(p, t, gamma)
     if weight is not None:
-        weight = checks.scalar("alpha", alpha, p.dtype, checks.SHARE)
+        weight = checks.setting("alpha", alpha, "y_pred", p, checks.SHARE)
         losses *= t * weight + (1 - t) * (1 - weight)
     return mean(losses, axis)
 
@@ -237,7 +240,7 @@ def _clip(p: Array) -> Array:
 
 
 def _smooth_binary(t: Array, smoothing: ArrayLike) -> Array:
-    s = checks.optional("label_smoothing", smoothing, checks.scalar, t.dtype, checks.SHARE)
+    s = checks.optional("label_smoothing", smoothing, checks.setting, "y_true", t, checks.SHARE)
     return t if s is None else t * (1 - s) + 0.5 * s
 
 

@@ -22,8 +22,8 @@ def vocab_size(head: Head, vocab_first: bool) -> int:
     return head.weight.shape[0 if vocab_first else 1]
 
 
-def logits_of(head: Head, vocab_first: bool) -> Array:
-    return _dot(head.hidden, (1,), head.weight, (1 if vocab_first else 0,))
+def logits_of(head: Head, vocab_first: bool, precision: lax.Precision | None = None) -> Array:
+    return _dot(head.hidden, (1,), head.weight, (1 if vocab_first else 0,), precision)
 
 
 def logits_dtype(*heads: Head) -> jnp.dtype:
@@ -89,10 +89,16 @@ def _in_units(g: Array) -> tuple[Array, Array]:
     return g / unit, unit
 
 
-def _dot(a: Array, axes_a: tuple[int, ...], b: Array, axes_b: tuple[int, ...]) -> Array:
+def _dot(
+    a: Array,
+    axes_a: tuple[int, ...],
+    b: Array,
+    axes_b: tuple[int, ...],
+    precision: lax.Precision | None = None,
+) -> Array:
     """Contract some axes of each, accumulating in float32 (float64 for float64)."""
-    dims = ((axes_a, axes_b), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=logits_dtype(Head(a, b)))
+    dims, wide = ((axes_a, axes_b), ((), ())), logits_dtype(Head(a, b))
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=wide)
 
 
 def in_dtypes(gradients: Sequence[Array | None], like: Sequence[Array]) -> tuple[Array | None, ...]:

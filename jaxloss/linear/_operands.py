@@ -40,15 +40,19 @@ def head(
             f"{h_name} of shape {h.shape} do not match {w_name} of shape {w.shape}: expected "
             f"{h_name} of [..., D] and {w_name} of {order}{hint}"
         )
-    if axis_name is not None:
-        names = {axis_name} if isinstance(axis_name, str) else set(axis_name)
-        if not names <= varying(w):
-            raise ValueError(
-                f"with axis_name={axis_name!r}, {w_name} must be split over it: call the loss "
-                f"inside shard_map, with check_vma=True, with the vocabulary's axis of {w_name} "
-                f"in its in_specs; here it differs over {sorted(varying(w)) or 'no axis'}"
-            )
+    check_split(w_name, w, axis_name, "vocabulary's")
     return Head(h, w)
+
+
+def check_split(name: str, w: Array, axis_name: AxisName, of: str) -> None:
+    """Whether what has one entry for each class is split over devices, as `axis_name` says."""
+    names = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
+    if not names <= varying(w):
+        raise ValueError(
+            f"with axis_name={axis_name!r}, {name} must be split over it: call the loss "
+            f"inside shard_map, with check_vma=True, with the {of} axis of {name} "
+            f"in its in_specs; here it differs over {sorted(varying(w)) or 'no axis'}"
+        )
 
 
 def class_axis(axis_name: AxisName) -> ClassAxis:
@@ -56,12 +60,16 @@ def class_axis(axis_name: AxisName) -> ClassAxis:
 
 
 def labels_of(
-    labels: ArrayLike, shape: tuple[int, ...], classes: int, ignore_index: int | None = None
+    labels: ArrayLike,
+    shape: tuple[int, ...],
+    classes: int,
+    ignore_index: int | None = None,
+    name: str = "hidden",
 ) -> Array:
     y = checks.integers("labels", labels, "soft labels need softmax_cross_entropy and its logits")
     if y.shape != shape:
         raise ValueError(
-            f"labels of shape {y.shape} do not match hidden of shape {(*shape, 'D')}: expected "
+            f"labels of shape {y.shape} do not match {name} of shape {(*shape, 'D')}: expected "
             f"labels of shape {shape}"
         )
     return inputs.reported_labels(y, classes, ignore_index)
@@ -107,8 +115,8 @@ def bias_of(
     return b if live is None else jnp.where(live, 0 if b is None else b, -jnp.inf).astype(dtype)
 
 
-def softcap(cap: ArrayLike | None, dtype: DTypeLike) -> Array | None:
-    return None if cap is None else checks.positive("logit_softcap", cap, dtype)
+def softcap(cap: ArrayLike | None, dtype: DTypeLike, name: str = "logit_softcap") -> Array | None:
+    return None if cap is None else checks.positive(name, cap, dtype)
 
 
 def dead(

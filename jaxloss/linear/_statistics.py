@@ -236,7 +236,7 @@ def linear_distillation(
         _operands.bias_of(bias, class_where, local_vocab, dtype),
         _operands.bias_of(teacher_bias, class_where, local_vocab, dtype, "teacher_bias"),
         _operands.softcap(logit_softcap, dtype),
-        _operands.softcap(teacher_logit_softcap, dtype),
+        _operands.softcap(teacher_logit_softcap, dtype, "teacher_logit_softcap"),
     )
     weights = _operands.of_tokens("weights", weights, shape, dtype)
     where = _operands.of_tokens("where", where, shape, jnp.bool_)

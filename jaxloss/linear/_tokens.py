@@ -35,6 +35,8 @@ class TokenSweep:
     class_axis: ClassAxis
     chunk_size: int
     vocab_first: bool
+    # Of the matmuls of `each_token` and its derivatives.
+    precision: lax.Precision | None = None
 
     @property
     def tokens(self) -> "TokenSweep":
@@ -44,7 +46,7 @@ class TokenSweep:
         return self.loss_of_logits(logits, labels, shared, self.class_axis)
 
     def logits(self, heads: Sequence[Head]) -> tuple[Array, ...]:
-        return tuple(logits_of(head, self.vocab_first) for head in heads)
+        return tuple(logits_of(head, self.vocab_first, self.precision) for head in heads)
 
     def total_and_gradients(
         self,
@@ -122,7 +124,7 @@ class TokenSweep:
             logits, d_logits = self.logits(some), []
             for x, head, dh, d_head in zip(logits, some, d_hidden, d_heads, strict=True):
                 terms = [
-                    logits_of(moved, self.vocab_first)
+                    logits_of(moved, self.vocab_first, self.precision)
                     for moved in (Head(dh, head.weight), Head(head.hidden, d_head.weight))
                     if moved.hidden is not None and moved.weight is not None
                 ]

@@ -1,11 +1,13 @@
 """The case table: one row a loss and setting. Tests, benchmarks and docs iterate it."""
 
 from tests.cases import (
+    angular,
     binary,
     boxes,
     categorical,
     contrastive,
     crps,
+    decorrelation,
     direction,
     dispersion,
     divergence,
@@ -24,6 +26,7 @@ from tests.cases import (
     regression,
     robust,
     sequence,
+    survival,
     transducer,
 )
 from tests.cases._case import Case
@@ -42,6 +45,7 @@ FAMILIES = (
     overlap,
     lovasz,
     contrastive,
+    decorrelation,
     metric,
     ranking,
     sequence,
@@ -54,6 +58,8 @@ FAMILIES = (
     robust,
     dispersion,
     crps,
+    angular,
+    survival,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
 # One row of each function: enough where its settings, which are operands, make no difference.

@@ -123,6 +123,10 @@ def log1p(x: Jet) -> Jet:
     return function(x, lambda x: [mp.log1p(x), 1 / (1 + x), -1 / (1 + x) ** 2, 2 / (1 + x) ** 3])
 
 
+def sqrt(x: Jet) -> Jet:
+    return function(x, lambda x: [r := mp.sqrt(x), 1 / (2 * r), -1 / (4 * r**3), 3 / (8 * r**5)])
+
+
 def sigmoid(x: Jet) -> Jet:
     return function(x, _slopes)
 
@@ -169,6 +173,18 @@ def jets_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields:
     terms = terms_of(exact)
     derivatives = {"value": terms, "gradient": terms, "hessian": terms}
     return Case(name=name, fn=fn, naive=naive, points=points, sizes=(), **derivatives | fields)
+
+
+def both_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields: Any) -> Case:
+    """A row of `exact([*predictions, *targets], _)`."""
+    terms = terms_of(exact)
+    derivatives = {
+        "value": lambda x, y: terms([*x, *y], ()),
+        "gradient": lambda x, y, i: terms([*x, *y], (), i),
+        "hessian": lambda x, y, i, j: terms([*x, *y], (), i, j),
+        "target_gradient": lambda x, y, i: terms([*x, *y], (), len(x) + i),
+    }
+    return Case(name=name, fn=fn, naive=naive, points=points, **derivatives | fields)
 
 
 def numbers_case(name: str, fn: Any, naive: Any, exact: Any, points: Any, **fields: Any) -> Case:

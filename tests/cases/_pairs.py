@@ -39,7 +39,7 @@ def _total(losses):
     return losses if losses.ndim == 0 else jnp.sum(losses * jnp.array(WEIGHTS, losses.dtype))
 
 
-def _labelled(loss):
+def labelled(loss):
     def one(x, k):
         return _total(loss(jnp.reshape(x, (ROWS, -1)), jnp.asarray(PATTERNS)[k]))
 
@@ -101,7 +101,7 @@ def _matmuls(n):
     return [(n, FEATURES, n), (n, n, FEATURES), (n, n, FEATURES)]
 
 
-def _pairs_model(loss, naive, integer):
+def pairs_model(loss, naive, integer):
     def sample(rng, n):
         x, y = rng.normal(size=(2, n, FEATURES)).astype(np.float32)
         # Two views of each image, or captions that resemble theirs.
@@ -151,7 +151,7 @@ def pairs_case(name, loss, naive, of, gain, points, **in_the_table):
     exponent is a difference of two. Similarities, with their lengths, are off by a few units.
     """
     integer = isinstance(points[0][1], int)
-    of_flat = _labelled if integer else _towers
+    of_flat = labelled if integer else _towers
 
     def total(x, y):
         return of(_cosines(x, x if integer else y), y if integer else None)
@@ -177,7 +177,7 @@ def pairs_case(name, loss, naive, of, gain, points, **in_the_table):
         total,
         scale,
         points,
-        model=_pairs_model(loss, naive, integer),
+        model=pairs_model(loss, naive, integer),
     )
 
 

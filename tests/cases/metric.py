@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -9,13 +10,18 @@ from mpmath import mp, mpf
 
 import jaxloss
 from tests.cases._case import Model
+from tests.cases._jets import constant, jets_case, softplus, sqrt
 from tests.cases._pairs import (
     FEATURES,
     LABELLED,
+    ROWS,
+    WEIGHTS,
     batch_case,
     derivatives,
     function,
+    labelled,
     pairs_case,
+    pairs_model,
     pairs_of,
     weighted,
 )
@@ -132,6 +138,66 @@ def _normalized(naive):
     return lambda x, k: naive(x / jnp.linalg.norm(x, axis=1, keepdims=True), k)
 
 
+def _batch_hard(soft):
+    def exact(x, k):
+        rows = [x[2 * i : 2 * i + 2] for i in range(ROWS)]
+        losses = []
+        for i, positives, negatives in pairs_of(k):
+            if not (positives and negatives):
+                losses.append(constant(0))
+                continue
+            of = {j: _length(rows[i], rows[j]) for j in (*positives, *negatives)}
+            far = max(positives, key=lambda j: of[j].value)
+            excess = of[far] - min((of[j] for j in negatives), key=lambda d: d.value)
+            hinge = MARGIN + excess
+            losses.append(softplus(excess) if soft else hinge if hinge.value > 0 else constant(0))
+        return sum((w * v for w, v in zip(WEIGHTS, losses, strict=True)), constant(0))
+
+    return exact
+
+
+def _length(u, v):
+    squares = [(a - b) * (a - b) for a, b in zip(u, v, strict=True)]
+    total = sum(squares, constant(0))
+    return sqrt(total) if total.value else constant(0)
+
+
+def _naive_batch_hard(x, k, soft=False):
+    d = jnp.sqrt(jnp.sum((x[:, None] - x[None]) ** 2, -1) + 1e-12)
+    alike = k[:, None] == k[None, :]
+    pairs = alike & ~jnp.eye(len(k), dtype=bool)
+    far, near = jnp.where(pairs, d, -jnp.inf).max(1), jnp.where(alike, jnp.inf, d).min(1)
+    loss = jax.nn.softplus(far - near) if soft else jax.nn.relu(float(MARGIN) + far - near)
+    return jnp.where(jnp.any(pairs, 1) & ~jnp.all(alike, 1), loss, 0)
+
+
+# Also far from the origin, where squares of lengths have no digits left, and at one place.
+FAR = [
+    (np.float32([1e4, 2, 1e4 + 1, 2.5, 1e4 - 2, 3]), 0),
+    (np.float32([-3e5, 1e5, -3e5, 1e5 + 0.25, -3e5 + 1, 1e5]), 1),
+    (np.float32([1e20, 2e20, 3e20, 0, 1e19, -1e20]), 2),
+    (np.float32([0.5, 2, 0.5, 2, 1, -1]), 0),
+]
+
+
+def _batch_hard_case(soft):
+    loss = functools.partial(jaxloss.batch_hard_triplet_loss, margin=float(MARGIN), soft=soft)
+    naive = functools.partial(_naive_batch_hard, soft=soft)
+    return jets_case(
+        f"batch_hard_triplet_loss(soft={soft}, chunk_size=2)"
+        if soft
+        else "batch_hard_triplet_loss",
+        labelled(functools.partial(loss, chunk_size=2) if soft else loss),
+        labelled(naive),
+        _batch_hard(soft),
+        LABELLED + FAR,
+        predictions="real",
+        targets="integer",
+        size=6,
+        model=pairs_model(loss, naive, True),
+    )
+
+
 CIRCLE = {"gamma": GAMMA, "margin": float(MARGIN), "detach_weights": False}
 
 CASES = [
@@ -145,4 +211,6 @@ CASES = [
     ),
     _triplet_case(2, APART + TOUCHING),
     _triplet_case(3.5, APART),
+    _batch_hard_case(False),
+    _batch_hard_case(True),
 ]

@@ -12,7 +12,7 @@ from mpmath import mp, mpf
 import jaxloss
 from tests.cases._case import Case, Model, amplify, softplus, spread
 from tests.cases._case import sigmoid as probability
-from tests.cases._jets import constant, exp, expm1, log1p, sigmoid, terms_of
+from tests.cases._jets import both_case, constant, exp, expm1, log1p, sigmoid
 from tests.cases._softmax import (
     DENSE_POINTS,
     ce_gradient,
@@ -233,18 +233,14 @@ def _naive_approx_ndcg(x, y):
 
 def _list_case(name, fn, naive, exact, points=POINTS) -> Case:
     """A row of `exact([*scores, *labels], _)`."""
-    terms = terms_of(exact)
-    return Case(
-        name=name,
-        fn=fn,
-        naive=naive,
-        value=lambda x, y: terms([*x, *y], ()),
-        gradient=lambda x, y, i: terms([*x, *y], (), i),
-        hessian=lambda x, y, i, j: terms([*x, *y], (), i, j),
-        target_gradient=lambda x, y, i: terms([*x, *y], (), len(x) + i),
+    return both_case(
+        name,
+        fn,
+        naive,
+        exact,
+        points,
         predictions="real",
         targets="positive",
-        points=points,
         sizes=(1, 7, 129),
         model=_lists(fn, naive),
     )

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jaxloss
+from tests.programs import as_users
 from tests.test_pairs import EYE, LABELS, B, X, Y, cosines, grad, hessian, jacfwd
 
 
@@ -160,6 +161,44 @@ def test_triplets_with_nan_survive_a_reduction():
     assert np.isnan(jax.jit(mean)(a))
     gradient = jax.jit(jax.grad(mean))(a)
     assert np.all(np.isnan(gradient[5])) and np.isnan(gradient).sum() == 8
+
+
+batch_hard = jaxloss.batch_hard_triplet_loss
+
+
+def test_batch_hard_far_from_the_origin():
+    """Of distances by products there no digit would be left: the hardest, too, would be others."""
+    at = X + np.float32(2**14)
+    near = np.float64(at) - 2**14  # As it was rounded.
+    np.testing.assert_allclose(batch_hard(at, LABELS), batch_hard(np.float32(near), LABELS), 1e-6)
+    for scale in (1e-25, 1e25):
+        got = batch_hard(np.float32(scale) * X, LABELS, margin=scale)
+        np.testing.assert_allclose(np.float64(got) / scale, batch_hard(X, LABELS), rtol=1e-5)
+
+
+def test_batch_hard_at_its_kinks():
+    """Distances 2 and 2 at a margin of 0; rows at one place; two that are equally far."""
+    hinge = np.float32([[0, 0], [2, 0], [0, 2]])
+    loss = lambda x, **options: batch_hard(x, np.array([0, 0, 1]), **options)[0]
+    np.testing.assert_allclose(grad(functools.partial(loss, margin=0.0))(hinge)[1], [0.5, 0])
+    np.testing.assert_allclose(loss(hinge, soft=True), np.log(2), rtol=1e-6)
+    together = hinge * np.float32([[1], [0], [1]])
+    gradient = grad(functools.partial(loss, margin=3.0))(together)
+    np.testing.assert_allclose(gradient, [[0, 1], [0, 0], [0, -1]])
+    assert np.all(np.isfinite(hessian(functools.partial(loss, margin=3.0))(together)))
+    equal = np.float32([[0, 0], [1, 0], [-1, 0], [0, 5]])
+    of_first = grad(lambda x: batch_hard(x, np.array([0, 0, 0, 1]), margin=9.0)[0])(equal)
+    np.testing.assert_allclose(of_first[1:3], [[1, 0], [0, 0]])
+
+
+def test_batch_hard_compares_without_an_array_of_differences():
+    """Nor, in blocks, with one of all pairs."""
+    x = jax.ShapeDtypeStruct((4096, 64), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4096,), jnp.int32)
+    for size, most in ((None, 3 * 4096**2), (128, 4096**2 // 8)):
+        run = jax.value_and_grad(lambda x, y, n=size: jnp.sum(batch_hard(x, y, chunk_size=n)))
+        program = as_users(run).lower(x, labels).compile()
+        assert program.memory_analysis().temp_size_in_bytes < 4 * most
 
 
 MESSAGES = {

@@ -1,5 +1,8 @@
 """The functions of `jaxloss.keras`: documented numbers, shapes, dtypes, labels, bad inputs."""
 
+import inspect
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +84,27 @@ def test_shapes(loss):
         with pytest.raises(ValueError, match="same shape") as error:
             loss(np.ones(bad, "f"), p)
         assert str(bad) in str(error.value) and "(4, 3)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        pytest.param(loss, k, id=f"{loss.__name__}-{k}")
+        for loss in MEANS
+        for k, setting in inspect.signature(loss).parameters.items()
+        if isinstance(setting.default, float)
+    ],
+)
+def test_settings_along_trailing_axes(loss, name):
+    """One for each column, as if each were alone."""
+    t, p = np.eye(3, dtype="f")[[0, 2]], np.float32([[0.1, 0.6, 0.3], [0.2, 0.2, 0.9]])
+    each = np.float32([0.25, 0.5, 0.75])
+    known = inspect.signature(loss).parameters
+    options = {"apply_class_balancing": True} if "apply_class_balancing" in known else {}
+    for logits in [{}, {"from_logits": True}] if "from_logits" in known else [{}]:
+        fn = partial(loss, **options, **logits)
+        columns = [fn(t[:, k : k + 1], p[:, k : k + 1], **{name: each[k]}) for k in range(3)]
+        close(fn(t, p, **{name: each}), np.mean(columns, 0))
 
 
 @pytest.mark.parametrize("loss", MEANS, ids=lambda f: f.__name__)

@@ -1,11 +1,10 @@
 """Keras's own loss tests pass with `jaxloss.keras` in the place of its module, but for these."""
 
-import json
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
+
+from tests import own_tests
 
 EXPECTED = {
     # A configuration without the setting that it is to restore; Keras 3.16 has it.
@@ -31,13 +30,4 @@ def test_keras_own_tests():
     pytest.importorskip("keras")
     if not metadata.version("keras").startswith("3.15."):
         pytest.skip("the list is that of Keras 3.15")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.keras.own_tests"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    outcome = json.loads(run.stdout.splitlines()[-1])
-    failed, passed = outcome["failed"], set(outcome["passed"])
-    unexpected = {k: v for k, v in failed.items() if k not in EXPECTED}
-    assert not unexpected, json.dumps(unexpected, indent=1)
-    assert not EXPECTED & passed and set(failed) == EXPECTED
-    assert len(passed) > 150
+    own_tests.check("keras", EXPECTED, 150)

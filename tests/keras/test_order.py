@@ -12,6 +12,7 @@ import jaxloss
 import jaxloss.keras
 import jaxloss.tf
 from jaxloss.keras import as_keras_loss
+from jaxloss.keras._identifiers import loss_table
 from tests.declared import FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("implicit_promotions")
@@ -25,13 +26,6 @@ def takes_two(fn):
         return bool(inspect.signature(fn).bind(0, 0))
     except TypeError:
         return False
-
-
-def functions(module, extra=()):
-    """Those of a module that are called with two arrays."""
-    of = [getattr(module, name) for name in module.__all__]
-    losses = [f for f in of if inspect.isfunction(f) and not f.__module__.endswith("_identifiers")]
-    return [f for f in losses if takes_two(f) or f.__name__ in extra]
 
 
 OURS = [fn for fn in FUNCTIONS if takes_two(fn)]
@@ -75,16 +69,12 @@ def test_what_calls_them_itself_is_right():
 
 
 FACES = [
-    *functions(jaxloss.tf, ("weighted_cross_entropy_with_logits",)),
-    *functions(jaxloss.keras, ("categorical_generalized_cross_entropy",)),
+    *(getattr(jaxloss.tf, name) for name in jaxloss.tf.__all__),
+    *(loss for loss in loss_table().values() if inspect.isfunction(loss)),
 ]
 
 
-@pytest.mark.parametrize(
-    "fn",
-    [f for f in FACES if f.__module__ != "jaxloss.keras._identifiers"],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("fn", FACES, ids=lambda f: f.__name__)
 def test_functions_of_labels_first(fn):
     options = {k: 0.5 for k in ("q", "pos_weight") if k in inspect.signature(fn).parameters}
     for given, more in ((fn, options), (functools.partial(fn, **options), {})):

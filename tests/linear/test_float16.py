@@ -11,11 +11,7 @@ import jaxloss
 from tests import declared
 
 # Every linear loss, by the weight that its rows share.
-LINEAR = [
-    fn
-    for fn in declared.FUNCTIONS
-    if declared.takes(fn).has("shared") and declared.takes(fn).has("row")
-]
+LINEAR = [fn for fn in declared.FUNCTIONS if "weight" in declared.takes(fn).operands]
 SWEEPS = [
     pytest.param(fn, settings, id=f"{fn.__name__}-{'-'.join(map(str, settings.values()))}")
     for fn in LINEAR
