@@ -76,16 +76,16 @@ def barlow_twins_loss(
 @left_to_xla(0)
 def _barlow_twins(a, b, weight, live, *, axis_name):
     a, b, live, n = _rows(a, b, live, axis_name)
-    a, b = (_unit(_centred(x, live, n, axis_name), axis_name) for x in (a, b))
+    a, b = (_unit(x, live, n, axis_name) for x in (a, b))
     own = _sum(a * b, axis_name)
     others = _off_diagonal(pairs.matmul(a.T, b), axis_name)
     return jnp.where(n == 0, 0, jnp.sum((1 - own) ** 2) + weight * jnp.sum(others**2))
 
 
-def _unit(x: Array, axis_name: AxisName) -> Array:
-    """Features of length one over the batch, or zero."""
-    scale = inverse_power(_largest(jnp.abs(x), axis_name))
-    x = x * scale
+def _unit(x: Array, live: Array, n: Array, axis_name: AxisName) -> Array:
+    """Features less their mean, of length one over the batch, or zero."""
+    scale = inverse_power(_largest(jnp.where(live, jnp.abs(x), 0), axis_name))
+    x = _centred(x * scale, live, n, axis_name)
     squares = _sum(x * x, axis_name)
     zero = squares == 0
     return jnp.where(zero, 0, x / jnp.sqrt(jnp.where(zero, 1, squares)))
@@ -141,7 +141,8 @@ def vicreg_loss(
     """
     a, b = pairs.towers("a", a, "b", b)
     live = pairs.mask(where, "a", a)
-    given = [checks.scalar("weights", w, a.dtype, checks.NONNEGATIVE) for w in weights]
+    each = [weights] if jnp.isscalar(weights) else weights
+    given = [checks.scalar("weights", w, a.dtype, checks.NONNEGATIVE) for w in each]
     if len(given) != 3:
         raise ValueError(f"weights are of invariance, variance and covariance; got {len(given)}")
     return _vicreg(a, b, given, live, axis_name=axis_name)
@@ -174,10 +175,9 @@ def _rows(a: Array, b: Array, live: Array | None, axis_name: AxisName):
 
 def _centred(x: Array, live: Array, n: Array, axis_name: AxisName) -> Array:
     """Less the mean of each feature; exactly 0 where a feature is one number."""
-    top = _largest(jnp.where(live, x, -jnp.inf), axis_name)
-    varies = _sum((live & (x != top)).astype(x.dtype), axis_name) > 0
-    mean = per_size(_sum(jnp.where(live, x, 0), axis_name), n)
-    return jnp.where(live & varies, x - mean, 0)
+    # Of differences, whose mean has its digits however far from zero they are.
+    x = jnp.where(live, x - _largest(jnp.where(live, x, -jnp.inf), axis_name), 0)
+    return jnp.where(live, x - per_size(_sum(x, axis_name), n), 0)
 
 
 def _sum(x: Array, axis_name: AxisName) -> Array:

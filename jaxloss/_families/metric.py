@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, inputs, pairs
 from jaxloss._core.declare import takes
 from jaxloss._core.mapped import left_to_xla
-from jaxloss._core.numerics import relu, softplus, times
+from jaxloss._core.numerics import one_or_nan, relu, softplus, times
 from jaxloss._core.pairs import AxisName, Side
 from jaxloss._core.rows import logsumexp
 from jaxloss._core.rules import jit_when_eager, tangent_sum
@@ -301,7 +301,8 @@ def batch_hard_triplet_loss(
 
     The derivative goes to the hardest pairs; of several equally hard ones to the first. At the
     hinge it is half of that above it, and of a distance of 0 it is 0. A NaN or an infinity makes
-    the losses of all whose positive or negative it may be NaN.
+    all losses NaN but those without a positive or without a negative. Distances below 1e-19 of the
+    largest entry of the batch (1e-154 in float64) count as equal.
 
     References:
         Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification,
@@ -325,6 +326,8 @@ def batch_hard_triplet_loss(
 def _batch_hard(x, labels, margin, live, *, soft, size, axis_name):
     rows = pairs.side(x, labels, live, False, axis_name)
     others = pairs.columns(rows, axis_name)
+    if not rows.vectors.shape[0]:
+        return jnp.sum(x, 1)  # Of nothing there is no hardest.
     # By a power of two no square that counts is lost.
     scale = inverse_power(jnp.max(jnp.abs(lax.stop_gradient(others.vectors)), initial=0))
 
@@ -336,6 +339,8 @@ def _batch_hard(x, labels, margin, live, *, soft, size, axis_name):
         norm(rows.vectors - others.vectors[jnp.where(both, i, rows.place)], 1) for i in hardest
     )
     losses = softplus(far - near) if soft else relu(margin + (far - near))
+    # Whoever is compared is compared with all, so that an error is everybody's.
+    losses *= one_or_nan(jnp.all(jnp.isfinite(others.vectors)), x.dtype)
     return inputs.masked(live, jnp.where(both, losses, 0))
 
 

@@ -53,6 +53,16 @@ def test_scale_and_offset_do_not_matter_to_correlations():
     np.testing.assert_allclose(barlow(A, A, off_diagonal_weight=0.0), 0, atol=1e-12)
 
 
+def test_far_from_zero():
+    """As far as the mean of the features themselves would have no digits of their deviation."""
+    far = A + np.float32(1e6)
+    near = [np.float32(np.float64(x) - 1e6) for x in (far, B + np.float32(1e6))]
+    for loss in (barlow, vicreg):
+        close(loss(far, B + np.float32(1e6)), loss(*near))
+    huge = np.float32([[3e38], [2e38], [-3e38]])
+    np.testing.assert_allclose(barlow(huge, -huge), 4, rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.1, 1e4, 0.0])
 def test_a_feature_without_variance(value):
     """Correlates 0, whatever its mean is rounded to."""
@@ -67,6 +77,9 @@ def test_a_feature_without_variance(value):
     # Here it has a standard deviation of 0.01, at the foot of the root.
     only = functools.partial(vicreg, weights=(0.0, 2.0, 0.0))
     np.testing.assert_allclose(only(a[:, 2:3], a[:, 2:3]), 2 * 0.99, rtol=1e-6)
+    # Which is round there: that of one view is 1 - sqrt((x - y)**2 / 2 + 1e-4).
+    curved = jax.hessian(lambda x: only(x[:, None], a[:2, 2:3]))(jnp.full(2, value, jnp.float32))
+    np.testing.assert_allclose(curved, 50 * np.array([[-1, 1], [1, -1]]), rtol=1e-4)
 
 
 def test_vicreg_on_both_sides_of_a_deviation_of_one():
@@ -132,6 +145,7 @@ MESSAGES = {
     "shapes": (lambda: barlow(A, B[:3]), ValueError, r"\(24, 5\).*\(3, 5\)"),
     "rank": (lambda: vicreg(A[0], B[0]), ValueError, r"\(batch, features\)"),
     "three weights": (lambda: vicreg(A, B, weights=(1.0, 2.0)), ValueError, "got 2"),
+    "one weight": (lambda: vicreg(A, B, weights=2.0), ValueError, "got 1"),
     "weights": (lambda: vicreg(A, B, weights=(1.0, -2.0, 1.0)), ValueError, "weights.*-2"),
     "weight": (lambda: barlow(A, B, off_diagonal_weight=-1.0), ValueError, "off_diagonal_weight"),
 }

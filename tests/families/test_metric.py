@@ -191,6 +191,25 @@ def test_batch_hard_at_its_kinks():
     np.testing.assert_allclose(of_first[1:3], [[1, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_batch_hard_of_a_row_that_is_not_finite(value):
+    """It may be the nearest of every other row, or the farthest; masked it is none."""
+    x, labels = X.copy(), LABELS.copy()
+    x[3, 0], labels[0] = value, 77
+    losses, pull = jax.vjp(lambda x: batch_hard(x, labels), x)
+    has_positive = np.sum(labels[:, None] == labels, 1) > 1
+    np.testing.assert_array_equal(np.isnan(losses), has_positive)
+    assert np.all(np.isnan(pull(jnp.ones_like(losses))[0][has_positive]))
+    live = np.arange(len(x)) != 3
+    got = batch_hard(x, labels, where=live)
+    np.testing.assert_allclose(got[live], batch_hard(X[live], labels[live]), rtol=1e-6)
+
+
+def test_batch_hard_of_nothing():
+    loss = lambda x: batch_hard(x, np.zeros(0, int))
+    assert loss(X[:0]).shape == (0,) and grad(lambda x: jnp.sum(loss(x)))(X[:0]).shape == (0, 8)
+
+
 def test_batch_hard_compares_without_an_array_of_differences():
     """Nor, in blocks, with one of all pairs."""
     x = jax.ShapeDtypeStruct((4096, 64), jnp.float32)
