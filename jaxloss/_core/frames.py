@@ -96,8 +96,10 @@ def logits_at(x: Array, classes: Array) -> Array:
 
 def _entries(v: Array, classes: Array) -> Array:
     """The entries of the classes, linear in `v`."""
-    if classes.shape[-1] <= FEW:  # In reverse a select is part of the loop that has the softmax.
-        return _by_select(v, classes)
+    if classes.shape[-1] <= FEW:
+        # In reverse a select is part of the loop that has the softmax. A CPU would work that out
+        # in the order of a matmul that takes it, column by column.
+        return lax.platform_dependent(v, classes, cpu=_by_index, default=_by_select)
     # A TPU would gather and scatter along the last axis of a transposed copy.
     return lax.platform_dependent(v, classes, tpu=_by_matmul, default=_by_index)
 

@@ -56,8 +56,8 @@ def tangent_sum(like: Array, *terms: tuple[Any, Callable[[], Array]]) -> Array:
 
 
 def live_jvp(
-    f: Callable[..., Array], primals: Sequence[Any], tangents: Sequence[Any]
-) -> tuple[Array, Array]:
+    f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]
+) -> tuple[Any, Any]:
     """`jax.jvp` by the operands that are being differentiated."""
     live = [i for i, tangent in enumerate(tangents) if moves(tangent)]
 
@@ -111,9 +111,7 @@ def with_fast_gradient(
     return loss
 
 
-def with_fast_value(
-    exact: Callable[..., Array], fast: Callable[..., Array]
-) -> Callable[..., Array]:
+def with_fast_value(exact: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
     """`exact(*operands)`, whose value, where no derivative is asked for, is `fast`'s.
 
     That is for what is a pass of its own, but not where its terms are also the gradient's.

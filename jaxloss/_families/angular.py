@@ -223,7 +223,7 @@ def _formula(head, labels, margin, scale, where, *, of, chunk_size, axis_name):
     u, v = (unit_vector(a, 1) for a in head)
     size = _operands.chunk_of_tokens(chunk_size, *u.shape, local_classes)
     sweep = TokenSweep(_of_others, axis, size, True, pairs.precision())
-    others = per_token(sweep, (Head(scale * u, v),), labels, ())
+    others, _ = per_token(sweep, (Head(scale * u, v),), labels, ())
     target = scale * _of_label(partial(of, margin=margin), u, v, labels, axis)
     valid = (labels >= 0) & (labels < classes)
     loss = softplus(others - target) * one_or_nan(valid, u.dtype)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxloss._core import checks, inputs, passes
 from jaxloss._core.checks import Axis
 from jaxloss._core.declare import takes
+from jaxloss._core.logs import bend
 from jaxloss._core.numerics import (
     clip_to_finite,
     defined,
@@ -330,6 +331,70 @@ def _log_share_rule(primals, tangents):
     total = jnp.where(a + b == 0, 1, a + b)
     by_a = jnp.where(a == 0, 0, b / jnp.where(a == 0, 1, a)) * da
     return _log_share(a, b), (by_a - db) / total
+
+
+# Of probabilities a and b, with the mixture m = w a + (1 - w) b and r = a / m - 1,
+#   a log(a / m) - a + m = a * (log(1 + r) - r / (1 + r))
+# is never negative, and adds up to KL(a || m). Its derivative is
+#   (log(a / m) - w r) da - (1 - w) r db - (a - b) r dw.
+
+
+def skew_kl(a: Array, b: Array, w: Array, axis: ClassAxis) -> Array:
+    """`KL(a || w * a + (1 - w) * b)` of probabilities, for w inside (0, 1)."""
+    return jnp.squeeze(total(_skew_term(a, b, w), axis), operator.index(axis))
+
+
+@jax.custom_jvp
+def _skew_term(a: Array, b: Array, w: Array) -> Array:
+    m, r = w * a + (1 - w) * b, _excess(a, b, w)
+    far = r < -0.5
+    return jnp.where(far, xlogy(a, a / _or_one(m)) - a + m, a * bend(jnp.where(far, 0, r)))
+
+
+@_skew_term.defjvp
+def _skew_term_rule(primals, tangents):
+    (a, b, w), (da, db, dw) = primals, tangents
+    r = _excess(a, b, w)
+    by_a = clip_to_finite(_log_part(a, b, w)) - w * r
+    return _skew_term(a, b, w), by_a * da - (1 - w) * r * db - (a - b) * r * dw
+
+
+@jax.custom_jvp
+def _log_part(a: Array, b: Array, w: Array) -> Array:
+    """`log(a / m)`; 0 where both are 0."""
+    m, r = w * a + (1 - w) * b, _excess(a, b, w)
+    close = jnp.abs(r) < 0.5
+    far = jnp.log(jnp.where(m == 0, 1, a / _or_one(m)))
+    return jnp.where(close, jnp.log1p(jnp.where(close, r, 0)), far)
+
+
+@_log_part.defjvp
+def _log_part_rule(primals, tangents):
+    # ((1 - w) (b da / a - db) - (a - b) dw) / m, with no term in da where a is 0: what is infinite
+    # there is multiplied by zero.
+    (a, b, w), (da, db, dw) = primals, tangents
+    m = _or_one(w * a + (1 - w) * b)
+    by_a = jnp.where(a == 0, 0, b / _or_one(a)) * da
+    return _log_part(a, b, w), (1 - w) * ((by_a - db) / m) - (a - b) / m * dw
+
+
+@jax.custom_jvp
+def _excess(a: Array, b: Array, w: Array) -> Array:
+    """`a / m - 1`; 0 where both are 0."""
+    return (1 - w) * ((a - b) / _or_one(w * a + (1 - w) * b))
+
+
+@_excess.defjvp
+def _excess_rule(primals, tangents):
+    # ((1 - w) (b da - a db) - a (a - b) dw) / m**2, where m**2 may be too small for a number.
+    (a, b, w), (da, db, dw) = primals, tangents
+    m = _or_one(w * a + (1 - w) * b)
+    moved = (1 - w) * (b / m * da - a / m * db) / m
+    return _excess(a, b, w), moved - (a / m) * ((a - b) / m) * dw
+
+
+def _or_one(x: Array) -> Array:
+    return jnp.where(x == 0, 1, x)
 
 
 @takes(logits=("row", "logits"), teacher_logits=("row", "logits"))

@@ -188,7 +188,7 @@ def _nodes(labels: Array) -> tuple[int, ...]:
 def _rnnt_loss(x, of, *, blank):
     nodes = _nodes_of(of, blank)
     frames = frames_of(x, nodes.live)
-    log_p = -class_nll(_in_one_array(x, nodes.live), nodes.classes, frames)
+    log_p = -class_nll(x, nodes.classes, frames)
     # The logits go in as they came: of what is computed of them, it would need an array.
     held = lax.stop_gradient((x, nodes, frames))
     return _loss(of, nodes, log_p, lambda: _rejected(*held))
@@ -206,22 +206,6 @@ def _rnnt_additive_loss(x, y, of, *, blank):
         return _rejected(_sum(x, y), *of_nodes)
 
     return _loss(of, nodes, log_p, lambda: _by_frames(rejected, *held, nodes, frames))
-
-
-@jax.custom_jvp
-def _in_one_array(x: Array, live: Array) -> Array:
-    """`x`, of which a CPU writes out the gradient as one array, that of padded nodes being zero.
-
-    It does not take a select along into a sum or a matmul: without one around it, it would write
-    out each select within the gradient.
-    """
-    return x
-
-
-@_in_one_array.defjvp
-def _in_one_array_rule(primals, tangents):
-    x, live = primals
-    return x, jnp.where(live[..., None], tangents[0], 0)
 
 
 class _Nodes(NamedTuple):

@@ -5,7 +5,6 @@ loop over chunks ends with the last of them. Such a loop has no derivative in re
 higher order are the token sweep's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -29,7 +28,7 @@ class LiveSweep:
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
@@ -45,7 +44,10 @@ class LiveSweep:
         total, gradients = self.tokens.total_and_gradients(
             need, with_hidden(heads, hidden), labels, shared, coefficients, jnp.sum(live)
         )
-        return total, gradients._replace(hidden=_put_back(order, gradients.hidden))
+        hidden, targets, statistics = jax.tree.map(
+            partial(_put_back, order), (gradients.hidden, gradients.targets, gradients.statistics)
+        )
+        return total, gradients._replace(hidden=hidden, targets=targets, statistics=statistics)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class FewOrMost:
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
@@ -99,8 +101,5 @@ def can_skip(
     return several and any(x is not None for x in masks) and not automatically_split(hidden)
 
 
-def _put_back(order: Array, columns: Sequence[Array | None]) -> tuple[Array | None, ...]:
-    return tuple(
-        None if x is None else jnp.zeros_like(x).at[order].set(x, unique_indices=True)
-        for x in columns
-    )
+def _put_back(order: Array, x: Array) -> Array:
+    return jnp.zeros_like(x).at[order].set(x, unique_indices=True)

@@ -12,7 +12,9 @@ from jaxloss._core.mapped import varying
 from jaxloss._core.reduce import count, per_example
 from jaxloss._core.split import ClassAxis, Split
 from jaxloss._mean import Mean
+from jaxloss.linear._formulas import LinearStatistics, TokenStatistics
 from jaxloss.linear._head import Head
+from jaxloss.linear._targets import ABSENT, WeightedLabels, heaviest
 
 AxisName = str | tuple[str, ...] | None
 
@@ -75,6 +77,34 @@ def labels_of(
     return inputs.reported_labels(y, classes, ignore_index)
 
 
+def targets_of(
+    labels: ArrayLike,
+    weights: ArrayLike | None,
+    shape: tuple[int, ...],
+    classes: int,
+    dtype: DTypeLike,
+    ignore_index: int | None,
+) -> Array | WeightedLabels:
+    if weights is None:
+        return labels_of(labels, shape, classes, ignore_index)
+    y = checks.integers("labels", labels, "their weights are label_weights")
+    q = checks.numeric("label_weights", weights, dtype)
+    if y.ndim != len(shape) + 1 or y.shape[:-1] != shape or q.shape != y.shape:
+        raise ValueError(
+            f"labels of shape {y.shape} and label_weights of shape {q.shape} do not match hidden "
+            f"of shape {(*shape, 'D')}: expected K labels a token, both of shape {(*shape, 'K')}"
+        )
+    return WeightedLabels(inputs.reported_labels(y, classes, ignore_index), q)
+
+
+def live_tokens(where: Array | None, labels: Any, ignore_index: int | None) -> Array | None:
+    """The mask of tokens, without those that have no label but ignored ones."""
+    if ignore_index is None or not isinstance(labels, WeightedLabels):
+        return inputs.not_ignored(where, labels, ignore_index)
+    kept = jnp.any(labels.labels != ignore_index, -1)
+    return kept if where is None else where & kept
+
+
 def of_tokens(
     name: str, x: ArrayLike | None, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array | None:
@@ -84,12 +114,9 @@ def of_tokens(
     return per_example(name, x, shape)
 
 
-def mean_of_tokens(
-    total: Array, where: Array | None, tokens: Array, ignore_index: int | None = None
-) -> Mean:
+def mean_of_tokens(total: Array, where: Array | None, shape: tuple[int, ...]) -> Mean:
     """The total over the tokens that are not masked, with their number."""
-    where = inputs.not_ignored(where, tokens, ignore_index)
-    return Mean(total, count(jax.ShapeDtypeStruct(tokens.shape, total.dtype), where))
+    return Mean(total, count(jax.ShapeDtypeStruct(shape, total.dtype), where))
 
 
 def flatten_tokens(head: Head) -> Head:
@@ -119,19 +146,30 @@ def softcap(cap: ArrayLike | None, dtype: DTypeLike, name: str = "logit_softcap"
     return None if cap is None else checks.positive(name, cap, dtype)
 
 
+def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
+    if isinstance(value, (int, float)) and value == 1:
+        return None
+    return checks.positive("temperature", value, dtype)
+
+
 def dead(
     live: Array | None,
     weights: Array | None,
     heads: tuple[Head, ...],
-    labels: Array,
+    labels: Any,
     classes: int,
+    ignore_index: int | None = None,
 ) -> Array | None:
     """Tokens whose contents must not matter: masked, or of weight zero and without a loss."""
     masked = None if live is None else ~live
     if weights is None:
         return masked
     # The loss is also the derivative by a weight of zero, so it is kept where there is one.
-    useless = (labels < 0) | (labels >= classes)
+    if isinstance(labels, WeightedLabels):
+        bad = ((labels.labels < 0) | (labels.labels >= classes)) & (labels.labels != ignore_index)
+        useless = jnp.any(bad, 1)
+    else:
+        useless = (labels < 0) | (labels >= classes)
     for head in heads:
         useless |= ~jnp.all(jnp.isfinite(head.hidden), 1)
     useless &= weights == 0
@@ -139,15 +177,36 @@ def dead(
 
 
 def without(
-    dead: Array | None, heads: tuple[Head, ...], labels: Array, classes: int
-) -> tuple[tuple[Head, ...], Array]:
+    dead: Array | None,
+    heads: tuple[Head, ...],
+    labels: Any,
+    classes: int,
+    ignore_index: int | None = None,
+) -> tuple[tuple[Head, ...], Any]:
     """Replace the contents of dead tokens by harmless ones; invalid labels stay invalid."""
-    # Not `jnp.clip(labels, -1, n)`: unsigned labels know no -1.
-    labels = jnp.where((labels >= 0) & (labels < classes), labels, classes).astype(jnp.int32)
+    several = isinstance(labels, WeightedLabels)
+    given = labels.labels if several else labels
+    # Not `jnp.clip(given, -1, classes)`: unsigned labels know no -1.
+    y = jnp.where((given >= 0) & (given < classes), given, classes).astype(jnp.int32)
+    if several and ignore_index is not None:
+        y = jnp.where(given == ignore_index, ABSENT, y)
     if dead is None:
-        return heads, labels
+        return heads, labels._replace(labels=y) if several else y
     heads = tuple(Head(jnp.where(dead[:, None], 0, h), w) for h, w in heads)
-    return heads, jnp.where(dead, 0, labels)
+    if several:
+        return heads, WeightedLabels(*(jnp.where(dead[:, None], 0, x) for x in (y, labels.weights)))
+    return heads, jnp.where(dead, 0, y)
+
+
+def finished(
+    columns: TokenStatistics, labels: Any, dead: Array | None, shape: tuple[int, ...]
+) -> LinearStatistics:
+    """What sweeps collected, as it is returned: 0 for dead tokens."""
+    argmax = columns.argmax.astype(jnp.int32)
+    out = LinearStatistics(*columns[:3], argmax, argmax == heaviest(labels))
+    if dead is not None:
+        out = jax.tree.map(lambda x: jnp.where(dead, jnp.zeros_like(x), x), out)
+    return jax.tree.map(lambda x: x.reshape(shape), out)
 
 
 def chunk_of_tokens(

@@ -25,7 +25,7 @@ from jaxloss.linear._head import Head
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep
 from jaxloss.linear._tpu_kernels import Operands, Results, Scratch, Static
-from jaxloss.linear._two_pass import BlockStats, Slopes, Vocabulary
+from jaxloss.linear._two_pass import BlockStats, Slopes, Vocabulary, no_classes
 
 
 class _Tile(NamedTuple):
@@ -124,6 +124,14 @@ class TpuSweep:
     tokens: TokenSweep
     chip: Chip
 
+    def each_token(
+        self, heads: tuple[Head, ...], labels: Array, shared: Settings
+    ) -> tuple[Any, Any]:
+        """Their statistics. A loss of each token it has none."""
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared, True)
+        of = passes(vocabulary, self.chip)
+        return _two_pass.each_token(of, self.tokens, heads, labels), None
+
     def total_and_gradients(
         self,
         need: Need,
@@ -132,7 +140,8 @@ class TpuSweep:
         shared: Settings,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
-        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared)
+        collects = self.tokens.statistics_of_logits is not None
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared, collects)
         return _two_pass.total_and_gradients(
             passes(vocabulary, self.chip), self.tokens, need, heads, labels, shared, coefficients
         )
@@ -163,13 +172,14 @@ class TpuPasses(NamedTuple):
     @property
     def _static(self) -> Static:
         v = self.vocabulary
-        return Static(len(self._head.hidden), v.local_vocab, v.vocab_first)
+        return Static(len(self._head.hidden), v.local_vocab, v.vocab_first, v.collects)
 
     def statistics(self, like: Array) -> BlockStats:
         static, (hidden, weight) = self._static, self._head
         tile = self._tile(_FIRST, _first_bytes)
         operands = self._operands(tile, None)
-        n, count = len(operands.labels), len(BlockStats._fields)
+        n, columns = len(operands.labels), no_classes(like, static.collects)
+        count = len(jax.tree.leaves(columns))
         out = self._call(
             partial(_tpu_kernels.statistics, static=static),
             operands,
@@ -180,7 +190,8 @@ class TpuPasses(NamedTuple):
             out_specs=[pl.BlockSpec((tile.tokens, count), lambda i, j: (i, 0))],
             cost_estimate=self._cost(1, hidden.nbytes + n // tile.tokens * weight.nbytes),
         )
-        return BlockStats(*jnp.split(out[: static.tokens], count, 1))
+        out = jnp.split(out[: static.tokens], count, 1)
+        return jax.tree.unflatten(jax.tree.structure(columns), out)
 
     def gradients(self, need: Need, slopes: Slopes) -> Gradients:
         static, (hidden, weight) = self._static, self._head
@@ -255,7 +266,7 @@ class TpuPasses(NamedTuple):
 
     def _operands(self, tile: _Tile, slopes: Array | None) -> Operands:
         whole, local_vocab = self.vocabulary.whole, self._static.local_vocab
-        bias, cap = whole.bias, self.vocabulary.settings.softcap
+        bias, settings = whole.bias, self.vocabulary.settings
         if bias is None and local_vocab % tile.classes:
             bias = jnp.zeros(local_vocab, jnp.float32)
 
@@ -271,7 +282,10 @@ class TpuPasses(NamedTuple):
             *whole.head,
             of_classes(bias, -jnp.inf),
             of_classes(whole.smooth_weights, 0),
-            of_classes(None if cap is None else jnp.full(local_vocab, cap), 1),
+            *(
+                of_classes(None if x is None else jnp.full(local_vocab, x), 1)
+                for x in (settings.softcap, settings.temperature)
+            ),
         )
         return _varying_alike(operands, operands)
 
@@ -293,7 +307,7 @@ class TpuPasses(NamedTuple):
             spec((tile.tokens, columns), 0, True),
             spec((tile.tokens, features), 0, True),
             spec(self._block_of_weight(tile), self._static.vocab_axis, False),
-            of_classes, of_classes, of_classes,
+            of_classes, of_classes, of_classes, of_classes,
         )  # fmt: skip
         return _only(specs, operands)
 

@@ -19,7 +19,8 @@ from jaxloss._core.mapped import alike, varying
 from jaxloss._core.numerics import compute_dtype
 from jaxloss._core.reduce import Reduction, coefficients, reduce_losses
 from jaxloss.linear._head import Head, logits_dtype
-from jaxloss.linear._sweep import Gradients, Need, Sweep
+from jaxloss.linear._sweep import EachToken, Gradients, Need, Sweep
+from jaxloss.linear._targets import weights_of
 from jaxloss.linear._tokens import TokenSweep
 
 
@@ -32,25 +33,26 @@ def reduced(
     weights: Array | None,
     where: Array | None,
     groups: int = 1,
-) -> Array:
-    """The losses of all tokens, weighted, masked and reduced.
+) -> tuple[Array, Any]:
+    """The losses of all tokens, weighted, masked and reduced; and the statistics of each.
 
     With `groups`, the tokens of each device are swept on their own, side by side: their gradients
     are then added up over devices once, not once for each chunk.
     """
     if reduction == "none":
-        losses = per_token(sweep.tokens, heads, labels, shared)
-        return reduce_losses(losses, reduction, weights=weights, where=where)
-    like = jnp.ones(labels.shape, logits_dtype(*heads))
+        losses, statistics = per_token(sweep.tokens, heads, labels, shared)
+        return reduce_losses(losses, reduction, weights=weights, where=where), statistics
+    like = jnp.ones(heads[0].hidden.shape[:1], logits_dtype(*heads))
     each = coefficients(like, reduction, weights=weights, where=where)
     if groups == 1:
         return weighted_total(sweep, heads, labels, shared, each)
     split = partial(_split, groups)
     heads = tuple(Head(split(head.hidden), head.weight) for head in heads)
-    labels, each = split(labels), split(each)
+    labels, each = jax.tree.map(split, (labels, each))
     axes = tuple(Head(0, None) for _ in heads), 0, None, 0
     totals = jax.vmap(partial(weighted_total, sweep), axes)
-    return jnp.sum(totals(heads, labels, shared, each))
+    totals, statistics = totals(heads, labels, shared, each)
+    return jnp.sum(totals), jax.tree.map(lambda x: x.reshape(-1), statistics)
 
 
 def _split(groups: int, x: Array) -> Array:
@@ -59,31 +61,37 @@ def _split(groups: int, x: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def weighted_total(
-    sweep: Sweep, heads: tuple[Head, ...], labels: Array, shared: Any, coefficients: Array
-) -> Array:
-    """`sum(coefficients * losses)` over all tokens."""
-    nothing = Need(*jax.tree.map(lambda _: False, _differentiable(heads, shared, coefficients)))
-    return _total_and_gradients(sweep, nothing, heads, labels, shared, coefficients)[0]
+    sweep: Sweep, heads: tuple[Head, ...], labels: Any, shared: Any, coefficients: Array
+) -> tuple[Array, Any]:
+    """`sum(coefficients * losses)` of all tokens; and their statistics, without a derivative."""
+    operands = heads, labels, shared, coefficients
+    nothing = Need(*jax.tree.map(lambda _: False, _differentiable(*operands)))
+    total, gradients = _total_and_gradients(sweep, nothing, *operands)
+    return total, gradients.statistics
 
 
 @partial(weighted_total.defjvp, symbolic_zeros=True)
 def _weighted_total_rule(sweep, primals, tangents):
-    d_heads, _, d_shared, d_coefficients = tangents
-    tangents = _differentiable(d_heads, d_shared, d_coefficients)
+    tangents = _differentiable(*tangents)
     need = Need(*jax.tree.map(lambda d: not isinstance(d, SymbolicZero), tangents))
     # Without the checkpoint, reverse mode over reverse mode would keep the logits of all chunks.
     total, gradients = jax.checkpoint(partial(_total_and_gradients, sweep, need))(*primals)
     terms = [
         _inner(g, d, total)
-        for needed, g, d in zip(*map(_leaves, (need, gradients, tangents)), strict=True)
+        for needed, g, d in zip(*map(_leaves, (need, gradients[:-1], tangents)), strict=True)
         if needed
     ]
-    return total, sum(terms, jnp.zeros_like(total))
+    statistics = gradients.statistics
+    zeros = jax.tree.map(jnp.zeros_like, statistics)
+    return (total, statistics), (sum(terms, jnp.zeros_like(total)), zeros)
 
 
-def _differentiable(heads: tuple[Head, ...], shared: Any, coefficients: Any) -> tuple[Any, ...]:
+def _differentiable(
+    heads: tuple[Head, ...], labels: Any, shared: Any, coefficients: Any
+) -> tuple[Any, ...]:
     """What belongs to the differentiable operands, in the order of `Need` and `Gradients`."""
-    return tuple(h.hidden for h in heads), tuple(h.weight for h in heads), shared, coefficients
+    hidden, weight = tuple(h.hidden for h in heads), tuple(h.weight for h in heads)
+    return hidden, weight, shared, coefficients, weights_of(labels)
 
 
 def _total_and_gradients(sweep: Sweep, need: Need, *operands: Any) -> tuple[Array, Gradients]:
@@ -115,24 +123,32 @@ def _inner(g: Array, d: Array, like: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def per_token(sweep: TokenSweep, heads: tuple[Head, ...], labels: Array, shared: Any) -> Any:
-    """What `loss_of_logits` returns, floating-point numbers, for each token."""
+def per_token(
+    sweep: EachToken, heads: tuple[Head, ...], labels: Any, shared: Any
+) -> tuple[Any, Any]:
+    """What `loss_of_logits` returns, floating-point numbers, for each token; and its statistics."""
     return sweep.each_token(heads, labels, shared)
 
 
 @partial(per_token.defjvp, symbolic_zeros=True)
 def _per_token_rule(sweep, primals, tangents):
     heads, labels, shared = primals
-    d_heads, _, d_shared = tangents
+    d_heads, d_labels, d_shared = tangents
     # A gradient accumulates over chunks in the dtype of its tangent in the loop.
     d_heads = tuple(
         Head(*(None if isinstance(d, SymbolicZero) else _wide(d) for d in head)) for head in d_heads
     )
-    d_shared = jax.tree.map(
-        lambda x, d: jnp.zeros_like(x) if isinstance(d, SymbolicZero) else d, shared, d_shared
+    d_shared = jax.tree.map(_instantiated, shared, d_shared)
+    d_targets = jax.tree.map(_instantiated, weights_of(labels), weights_of(d_labels))
+    losses, statistics = per_token(sweep, heads, labels, shared)
+    d_losses = sweep.tokens.tangents_of_each_token(
+        heads, labels, shared, d_heads, d_shared, d_targets
     )
-    out = per_token(sweep, heads, labels, shared)
-    return out, sweep.tangents_of_each_token(heads, labels, shared, d_heads, d_shared)
+    return (losses, statistics), (d_losses, jax.tree.map(jnp.zeros_like, statistics))
+
+
+def _instantiated(x: Array, d: Any) -> Array:
+    return jnp.zeros_like(x) if isinstance(d, SymbolicZero) else d
 
 
 def _wide(d: Array) -> Array:

@@ -46,7 +46,7 @@ class StoredSweep:
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
@@ -55,10 +55,10 @@ class StoredSweep:
         (head,) = heads
         group = partial(self._group, need, head.weight, shared)
         tokens = head.hidden, labels, coefficients
-        sums, (g_hidden, losses) = over_chunks(group, self.group_size, tokens)
+        sums, (g_hidden, each) = over_chunks(group, self.group_size, tokens)
         total, g_weight, g_shared = sums
         g_weight = in_dtypes([g_weight], [head.weight])
-        return total, Gradients((g_hidden,), g_weight, g_shared, losses)
+        return total, Gradients((g_hidden,), g_weight, g_shared, *each)
 
     def _group(self, need: Need, weight: Array, shared: Any, tokens: Any) -> tuple[Any, Any]:
         """Of some tokens: the sums of total and gradients, and what there is for each token."""
@@ -66,17 +66,17 @@ class StoredSweep:
         def chunk(tokens: Any) -> tuple[Any, Any]:
             hidden, labels, a = tokens
             head = Head(hidden, weight)
-            total, (g,), g_shared, losses = self.tokens.backward(need, (head,), labels, shared, a)
-            return (total, g_shared), (*for_matmuls(g, head), losses)
+            total, (g,), g_shared, each = self.tokens.backward(need, (head,), labels, shared, a)
+            return (total, g_shared), (*for_matmuls(g, head), each)
 
         chunks = jax.tree.map(partial(split_in_chunks, self.chunk_size), tokens)
-        (total, g_shared), (g, units, losses) = _store(chunk, chunks)
+        (total, g_shared), (g, units, each) = _store(chunk, chunks)
         hidden, whole = chunks[0], in_one_unit(g, units)
         g_hidden, g_weight = gradients_of_rounded(
             Head(hidden, weight), *whole, self.tokens.vocab_first, need.hidden[0], True
         )
         (g_hidden,) = in_dtypes([g_hidden], [hidden])
-        each = jax.tree.map(partial(join_chunks, tokens[0].shape[0]), (g_hidden, losses))
+        each = jax.tree.map(partial(join_chunks, tokens[0].shape[0]), (g_hidden, each))
         return (total, g_weight, g_shared), each
 
 

@@ -23,15 +23,18 @@ class Need(NamedTuple):
     weight: tuple[bool, ...]
     shared: Any
     coefficients: bool
+    targets: Any = None  # the weights of several labels of a token; None where there is one
 
 
 class Gradients(NamedTuple):
-    """Gradients of the total, None where they are not needed."""
+    """Gradients of the total, None where they are not needed; and what is not differentiated."""
 
     hidden: tuple[Array | None, ...]
     weight: tuple[Array | None, ...]
     shared: Any
     coefficients: Array | None  # the losses of the tokens
+    targets: Array | None = None
+    statistics: Any = None  # those of the tokens, if the sweep is to collect them
 
 
 class Sweep(Protocol):
@@ -46,7 +49,7 @@ class Sweep(Protocol):
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
@@ -54,6 +57,17 @@ class Sweep(Protocol):
 
         `shared` holds what all tokens share except the weights: biases and settings.
         """
+        ...
+
+
+class EachToken(Protocol):
+    """One way to compute something for each token. Hashable, like a `Sweep`."""
+
+    @property
+    def tokens(self) -> "TokenSweep": ...
+
+    def each_token(self, heads: tuple[Head, ...], labels: Any, shared: Any) -> tuple[Any, Any]:
+        """What the loss of the logits returns; and the statistics, if it collects them."""
         ...
 
 
@@ -73,7 +87,7 @@ class PlatformSweep:
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:

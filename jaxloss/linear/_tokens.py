@@ -18,10 +18,11 @@ from jaxloss._core.numerics import clip_to_finite, times
 from jaxloss._core.split import ClassAxis
 from jaxloss.linear._head import Head, head_gradients, in_dtypes, logits_of
 from jaxloss.linear._sweep import Gradients, Need
+from jaxloss.linear._targets import weights_of, with_weights
 
 # `(logits, labels, shared, class_axis)` of one chunk, where `logits` has one array for each head:
 # what is returned has one entry, or several arrays with one entry, for each token.
-LossOfLogits = Callable[[tuple[Array, ...], Array, Any, ClassAxis], Any]
+LossOfLogits = Callable[[tuple[Array, ...], Any, Any, ClassAxis], Any]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,21 @@ class TokenSweep:
     vocab_first: bool
     # Of the matmuls of `each_token` and its derivatives.
     precision: lax.Precision | None = None
+    # What else to collect of each token, without a derivative.
+    statistics_of_logits: LossOfLogits | None = None
 
     @property
     def tokens(self) -> "TokenSweep":
         return self
 
-    def losses(self, logits: tuple[Array, ...], labels: Array, shared: Any) -> Any:
+    def losses(self, logits: tuple[Array, ...], labels: Any, shared: Any) -> Any:
         return self.loss_of_logits(logits, labels, shared, self.class_axis)
+
+    def statistics(self, logits: tuple[Array, ...], labels: Any, shared: Any) -> Any:
+        if self.statistics_of_logits is None:
+            return None
+        logits, labels, shared = jax.tree.map(lax.stop_gradient, (logits, labels, shared))
+        return self.statistics_of_logits(logits, labels, shared, self.class_axis)
 
     def logits(self, heads: Sequence[Head]) -> tuple[Array, ...]:
         return tuple(logits_of(head, self.vocab_first, self.precision) for head in heads)
@@ -52,7 +61,7 @@ class TokenSweep:
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
         live: Array | None = None,
@@ -64,42 +73,56 @@ class TokenSweep:
         def chunk(tokens):
             hidden, labels, a = tokens
             some = with_hidden(heads, hidden)
-            total, g_logits, g_shared, losses = self.backward(need, some, labels, shared, a)
+            total, g_logits, g_shared, each = self.backward(need, some, labels, shared, a)
             matmuls = [
                 head_gradients(head, g, self.vocab_first, *which)
                 for head, g, *which in zip(some, g_logits, need.hidden, need.weight, strict=True)
             ]
             g_hidden, g_weight = zip(*matmuls, strict=True)
-            return (total, g_weight, g_shared), (in_dtypes(g_hidden, hidden), losses)
+            return (total, g_weight, g_shared), (in_dtypes(g_hidden, hidden), each)
 
         tokens = tuple(head.hidden for head in heads), labels, coefficients
-        sums, (g_hidden, losses) = over_chunks(chunk, self.chunk_size, tokens, live)
+        sums, (g_hidden, each) = over_chunks(chunk, self.chunk_size, tokens, live)
         total, g_weight, g_shared = sums
         g_weight = in_dtypes(g_weight, [head.weight for head in heads])
-        return total, Gradients(g_hidden, g_weight, g_shared, losses)
+        return total, Gradients(g_hidden, g_weight, g_shared, *each)
 
     def backward(
         self,
         need: Need,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         coefficients: Array,
-    ) -> tuple[Array, tuple[Array, ...], Any, Array | None]:
-        """The total of one chunk, its gradients by the logits, `shared` and the coefficients."""
+    ) -> tuple[Array, tuple[Array, ...], Any, tuple[Array | None, Array | None, Any]]:
+        """The total of a chunk, its gradients by the logits and `shared`, and what each token has.
+
+        That is, in the order of `Gradients`: its loss, the gradient by its labels' weights, and its
+        statistics.
+        """
         logits = self.logits(heads)
-        losses, pull = jax.vjp(lambda x, s: self.losses(x, labels, s), logits, shared)
-        g_logits, g_shared = pull(alike(coefficients, losses))
+        losses, pull = jax.vjp(
+            lambda x, s, w: self.losses(x, with_weights(labels, w), s),
+            logits, shared, weights_of(labels),
+        )  # fmt: skip
+        g_logits, g_shared, g_targets = pull(alike(coefficients, losses))
         total = jnp.sum(times(coefficients, losses))
         g_shared = jax.tree.map(lambda n, g: g if n else None, need.shared, g_shared)
-        return total, g_logits, g_shared, clip_to_finite(losses) if need.coefficients else None
+        each = (
+            clip_to_finite(losses) if need.coefficients else None,
+            g_targets if need.targets else None,
+            self.statistics(logits, labels, shared),
+        )
+        return total, g_logits, g_shared, each
 
-    def each_token(self, heads: tuple[Head, ...], labels: Array, shared: Any) -> Any:
-        """What `loss_of_logits` returns, for each token."""
+    def each_token(self, heads: tuple[Head, ...], labels: Any, shared: Any) -> tuple[Any, Any]:
+        """What `loss_of_logits` returns, for each token; and its statistics."""
 
         def chunk(tokens):
             hidden, labels = tokens
-            return (), self.losses(self.logits(with_hidden(heads, hidden)), labels, shared)
+            logits = self.logits(with_hidden(heads, hidden))
+            losses = self.losses(logits, labels, shared)
+            return (), (losses, self.statistics(logits, labels, shared))
 
         tokens = tuple(head.hidden for head in heads), labels
         return over_chunks(chunk, self.chunk_size, tokens)[1]
@@ -107,19 +130,20 @@ class TokenSweep:
     def tangents_of_each_token(
         self,
         heads: tuple[Head, ...],
-        labels: Array,
+        labels: Any,
         shared: Any,
         d_heads: tuple[Head, ...],
         d_shared: Any,
+        d_targets: Array | None,
     ) -> Any:
-        """The derivative of `each_token` along a direction.
+        """The derivative of the losses of `each_token` along a direction.
 
         Tangents of a head are None where they are zero, and otherwise float32 or float64.
         """
 
         @partial(jax.checkpoint, prevent_cse=False)
         def chunk(tokens):
-            hidden, d_hidden, labels = tokens
+            hidden, d_hidden, labels, d_targets = tokens
             some = with_hidden(heads, hidden)
             logits, d_logits = self.logits(some), []
             for x, head, dh, d_head in zip(logits, some, d_hidden, d_heads, strict=True):
@@ -130,13 +154,13 @@ class TokenSweep:
                 ]
                 d_logits.append(sum(terms, jnp.zeros_like(x)))
             return (), jax.jvp(
-                lambda x, s: self.losses(x, labels, s),
-                (logits, shared),
-                (tuple(d_logits), d_shared),
+                lambda x, s, w: self.losses(x, with_weights(labels, w), s),
+                (logits, shared, weights_of(labels)),
+                (tuple(d_logits), d_shared, d_targets),
             )[1]
 
         hidden, d_hidden = tuple(h.hidden for h in heads), tuple(d.hidden for d in d_heads)
-        return over_chunks(chunk, self.chunk_size, (hidden, d_hidden, labels))[1]
+        return over_chunks(chunk, self.chunk_size, (hidden, d_hidden, labels, d_targets))[1]
 
 
 def with_hidden(heads: Sequence[Head], hidden: Sequence[Array]) -> tuple[Head, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
@@ -19,6 +20,7 @@ from jaxloss.linear._two_pass import (
     BlockStats,
     Slopes,
     block_gradient,
+    block_spread,
     block_stats,
     logits,
     merged,
@@ -36,9 +38,10 @@ class Operands(NamedTuple):
     slopes: Any  # those of `Slopes` that are given, as columns
     hidden: Any
     weight: Any
-    bias: Any  # [1, V], like the next two; -inf excludes the padding of the vocabulary
+    bias: Any  # [1, V], like what follows; -inf excludes the padding of the vocabulary
     smooth_weights: Any
     softcap: Any
+    temperature: Any
 
 
 class Results(NamedTuple):
@@ -66,6 +69,7 @@ class Static(NamedTuple):
     tokens: int
     local_vocab: int
     vocab_first: bool
+    collects: bool  # whether statistics of each token are wanted
 
     @property
     def vocab_axis(self) -> int:
@@ -78,22 +82,22 @@ def statistics(refs: Operands, out: Any, *, static: Static) -> None:
     j = pl.program_id(1)
     _clear_padding(refs.weight, static.vocab_axis, j, static.local_vocab)
     tokens, count = out.shape
+    none = no_classes(jnp.zeros((tokens, 1), out.dtype), static.collects)
 
     def write(rows: Any, stats: BlockStats) -> None:
-        for c, x in enumerate(stats):
+        for c, x in enumerate(jax.tree.leaves(stats)):
             out[rows, c : c + 1] = x
 
-    @pl.when(j == 0)
-    def _():
-        write(slice(None), no_classes(jnp.zeros((tokens, 1), out.dtype)))
+    pl.when(j == 0)(lambda: write(slice(None), none))
 
     for first in range(0, tokens, STRIP):
         rows = pl.ds(first, min(STRIP, tokens - first))
         block, x, _ = _block(refs, rows, j, static)
         is_label = lax.broadcasted_iota(jnp.int32, x.shape, 1) == block.labels
         label = jnp.sum(jnp.where(is_label, x, 0), 1, keepdims=True)
-        before = BlockStats(*_columns(out, rows, count))
-        write(rows, merged(before, block_stats(x, block, label)))
+        before = jax.tree.unflatten(jax.tree.structure(none), _columns(out, rows, count))
+        spread = block_spread(x, j * x.shape[1]) if static.collects else None
+        write(rows, merged(before, block_stats(x, block, label, spread)))
 
 
 def gradients(
@@ -205,8 +209,8 @@ def _block(refs: Operands, rows: Any, j: Array, static: Static) -> tuple[Block, 
     head = Head(refs.hidden[rows], refs.weight[...])
     labels = refs.labels[rows] - j * width
     block = Block(head, of_classes(refs.bias), of_classes(refs.smooth_weights), labels)
-    cap = None if refs.softcap is None else refs.softcap[...]
-    return block, *logits(block, cap, static.vocab_first)
+    cap, temperature = (x if x is None else x[...] for x in (refs.softcap, refs.temperature))
+    return block, *logits(block, cap, temperature, static.vocab_first)
 
 
 def _columns(ref: Any, rows: Any, count: int) -> Iterator[Array]:

@@ -7,18 +7,29 @@ are visited is up to `_vocab.py` and `_pallas_tpu.py`.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxloss._core import passes
 from jaxloss._core.mapped import alike
 from jaxloss._core.nll import Terms, beyond_one, combined, is_label, other_class
 from jaxloss._core.numerics import clip_to_finite, largest, nan_unless, times
-from jaxloss._core.split import ClassAxis, Split, local_labels, of_label, total_classes
-from jaxloss.linear._formulas import Settings, shaped
-from jaxloss.linear._head import Head, in_dtypes, logits_of, vocab_size
+from jaxloss._core.split import ClassAxis, Split, class_index, local_labels, of_label, total_classes
+from jaxloss.linear._formulas import (
+    NO_CLASS,
+    Settings,
+    Spread,
+    TokenStatistics,
+    first_index,
+    of_all_devices,
+    shaped,
+    spread_terms,
+    statistics_of,
+)
+from jaxloss.linear._head import Head, in_dtypes, logits_dtype, logits_of, vocab_size
 from jaxloss.linear._sweep import Gradients, Need
 from jaxloss.linear._tokens import TokenSweep
 
@@ -33,6 +44,16 @@ class BlockStats(NamedTuple):
     # loss; here and below only of those that no logit of -inf excludes
     smooth_weight: Array  # sum of k
     live: Array  # how many classes are not excluded, where there are k
+    spread: "BlockSpread | None" = None  # only where statistics are collected
+
+
+class BlockSpread(NamedTuple):
+    """What is in `Spread` of a row, and not in `BlockStats`. [N, 1]"""
+
+    rest: Array
+    ties: Array
+    behind: Array
+    first: Array  # as a class of this device
 
 
 class RowStats(NamedTuple):
@@ -80,6 +101,7 @@ class Vocabulary(NamedTuple):
     whole: Block
     settings: Settings
     vocab_first: bool
+    collects: bool  # whether statistics of each token are wanted
 
     @property
     def vocab_axis(self) -> int:
@@ -104,7 +126,11 @@ class TwoPass(Protocol):
 
 
 def vocabulary(
-    sweep: TokenSweep, heads: tuple[Head, ...], labels: Array, settings: Settings
+    sweep: TokenSweep,
+    heads: tuple[Head, ...],
+    labels: Array,
+    settings: Settings,
+    collects: bool,
 ) -> Vocabulary:
     (head,) = heads
     local_vocab = vocab_size(head, sweep.vocab_first)
@@ -114,11 +140,11 @@ def vocabulary(
         _smooth_weights(settings, local_vocab),
         local_labels(labels[:, None], local_vocab, sweep.class_axis),
     )
-    return Vocabulary(whole, settings, sweep.vocab_first)
+    return Vocabulary(whole, settings, sweep.vocab_first, collects)
 
 
 def total_and_gradients(
-    passes: TwoPass,
+    two: TwoPass,
     sweep: TokenSweep,
     need: Need,
     heads: tuple[Head, ...],
@@ -128,24 +154,39 @@ def total_and_gradients(
 ) -> tuple[Array, Gradients]:
     """What `sweep` computes, by the two passes."""
     (head,), labels, axis = heads, labels[:, None], sweep.class_axis
-    classes = total_classes(vocab_size(head, sweep.vocab_first), axis)
+    local_vocab = vocab_size(head, sweep.vocab_first)
+    classes = total_classes(local_vocab, axis)
     like = jnp.zeros(labels.shape, coefficients.dtype)
-    row = _of_row(_over_devices(passes.statistics(like), axis), labels, classes)
+    stats = _over_devices(two.statistics(like), local_vocab, axis)
+    row, statistics = _of_row(stats, labels, classes), _of_tokens(stats, labels, classes)
     numbers = settings.class_weights, settings.smoothing, settings.z_loss
     loss, pull = jax.vjp(partial(_combined, labels=labels, axis=axis), row.terms, *numbers)
     total = jnp.sum(times(coefficients, loss[:, 0]))
     if not any(jax.tree.leaves(need)):
-        return total, Gradients(*jax.tree.map(lambda _: None, need))
+        nothing = jax.tree.map(lambda _: None, tuple(need))
+        return total, Gradients(*nothing, statistics=statistics)
     d, d_class_weights, d_smoothing, d_z_loss = pull(alike(coefficients[:, None], loss))
-    out = passes.gradients(need, _slopes(row, d, settings))
+    out = two.gradients(need, _slopes(row, d, settings))
     shared = out.shared._replace(
         class_weights=added(out.shared.class_weights, d_class_weights),
         smoothing=d_smoothing,
         z_loss=d_z_loss,
     )
     g_hidden = in_dtypes(out.hidden, [head.hidden])
-    out = g_hidden, out.weight, shared, clip_to_finite(loss[:, 0])
-    return total, Gradients(*jax.tree.map(lambda n, g: g if n else None, tuple(need), out))
+    out = g_hidden, out.weight, shared, clip_to_finite(loss[:, 0]), None
+    out = jax.tree.map(lambda n, g: g if n else None, tuple(need), out)
+    return total, Gradients(*out, statistics=statistics)
+
+
+def each_token(
+    two: TwoPass, sweep: TokenSweep, heads: tuple[Head, ...], labels: Array
+) -> TokenStatistics | None:
+    """The statistics of each token, by the first pass."""
+    local_vocab, axis = vocab_size(heads[0], sweep.vocab_first), sweep.class_axis
+    classes = total_classes(local_vocab, axis)
+    like = jnp.zeros((labels.shape[0], 1), logits_dtype(*heads))
+    stats = _over_devices(two.statistics(like), local_vocab, axis)
+    return _of_tokens(stats, labels[:, None], classes)
 
 
 def _combined(
@@ -177,20 +218,25 @@ def added(total: Array | None, term: Array | None) -> Array | None:
 # A block of classes.
 
 
-def logits(block: Block, softcap: Array | None, vocab_first: bool) -> tuple[Array, Callable]:
+def logits(
+    block: Block, softcap: Array | None, temperature: Array | None, vocab_first: bool
+) -> tuple[Array, Callable]:
     """Of a block; and their pullback to the matmul's result, the bias and the cap."""
-    return jax.vjp(shaped, logits_of(block.head, vocab_first), block.bias, softcap)
+    shape = partial(shaped, temperature=temperature)
+    return jax.vjp(shape, logits_of(block.head, vocab_first), block.bias, softcap)
 
 
-def no_classes(like: Array) -> BlockStats:
+def no_classes(like: Array, collects: bool) -> BlockStats:
     """The statistics of no classes, to start from."""
-    return BlockStats(like - largest(like.dtype), like, like, like, like, like)
+    spread = BlockSpread(like, like, like, like + NO_CLASS) if collects else None
+    return BlockStats(like - largest(like.dtype), like, like, like, like, like, spread)
 
 
-def block_stats(x: Array, block: Block, label: Array) -> BlockStats:
+def block_stats(
+    x: Array, block: Block, label: Array, spread: BlockSpread | None = None
+) -> BlockStats:
     """Of a block with the logits `x`. `label` is the label's logit, if it is one of them."""
-    big, eps = largest(x.dtype), float(jnp.finfo(x.dtype).eps)
-    top = jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
+    big, eps, top = largest(x.dtype), float(jnp.finfo(x.dtype).eps), _top(x)
     inside = (block.labels >= 0) & (block.labels < x.shape[1])
     smooth_gap = smooth_weight = live = jnp.zeros_like(top)
     if block.smooth_weights is not None:
@@ -203,7 +249,36 @@ def block_stats(x: Array, block: Block, label: Array) -> BlockStats:
         smooth_weight = smooth_weight + jnp.sum(k, 1, keepdims=True)
     e = jnp.exp(jnp.minimum(x - top, 0))
     tail = jnp.sum(e * other_class(block.labels, x, 1), 1, keepdims=True)
-    return BlockStats(top, tail, jnp.where(inside, label, 0), smooth_gap, smooth_weight, live)
+    label = jnp.where(inside, label, 0)
+    return BlockStats(top, tail, label, smooth_gap, smooth_weight, live, spread)
+
+
+def block_spread(x: Array, start: Any) -> BlockSpread:
+    """Of a block that begins with the class `start`, in a kernel."""
+    top, index = _top(x), _index(x)
+    rest, ties, behind = (jnp.sum(t, 1, keepdims=True) for t in spread_terms(x, top))
+    return _from(start, BlockSpread(rest, ties, behind, first_index(x, top, index)))
+
+
+def block_spread_in_passes(x: Array, start: Any) -> BlockSpread:
+    """The same, as is fast on a CPU."""
+    top, index = _top(x), _index(x)
+    rest, ties, behind = passes.sums(spread_terms, 1, x, top)
+    first = passes.own_pass(first_index)(x, top, index)
+    return _from(start, BlockSpread(rest, ties, behind, first))
+
+
+def _top(x: Array) -> Array:
+    big = largest(x.dtype)
+    return jnp.clip(jnp.max(x, 1, keepdims=True), -big, big)
+
+
+def _index(x: Array) -> Array:
+    return class_index(x, 1).astype(x.dtype)
+
+
+def _from(start: Any, spread: BlockSpread) -> BlockSpread:
+    return spread._replace(first=spread.first + jnp.asarray(start).astype(spread.first.dtype))
 
 
 def label_logit(x: Array, block: Block) -> Array:
@@ -212,10 +287,23 @@ def label_logit(x: Array, block: Block) -> Array:
 
 def _relative_to(top: Array, stats: BlockStats) -> BlockStats:
     rise = top - stats.top
+    spread = None if stats.spread is None else _lowered(stats.spread, rise)
     return stats._replace(
+        spread=spread,
         top=top,
         tail=stats.tail * jnp.exp(-rise),
         smooth_gap=stats.smooth_gap + stats.smooth_weight * rise,
+    )
+
+
+def _lowered(spread: BlockSpread, rise: Array) -> BlockSpread:
+    """Relative to a logit that is larger by `rise`, or as large."""
+    whole, drop, lower = spread.rest + spread.ties, jnp.exp(-rise), rise > 0
+    return BlockSpread(
+        jnp.where(lower, whole * drop, spread.rest),
+        jnp.where(lower, 0, spread.ties),
+        spread.behind * drop + whole * (jnp.minimum(rise, 1000) * drop),
+        jnp.where(lower, NO_CLASS, spread.first),
     )
 
 
@@ -223,14 +311,22 @@ def merged(a: BlockStats, b: BlockStats) -> BlockStats:
     """The statistics of two blocks together."""
     top = jnp.maximum(a.top, b.top)
     a, b = _relative_to(top, a), _relative_to(top, b)
-    return BlockStats(top, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
+    out = jax.tree.map(jnp.add, a, b)._replace(top=top)
+    if a.spread is None or b.spread is None or out.spread is None:
+        return out
+    first = jnp.minimum(a.spread.first, b.spread.first)
+    return out._replace(spread=out.spread._replace(first=first))
 
 
-def _over_devices(stats: BlockStats, axis: ClassAxis) -> BlockStats:
+def _over_devices(stats: BlockStats, local_vocab: int, axis: ClassAxis) -> BlockStats:
     if not isinstance(axis, Split):
         return stats
     stats = _relative_to(lax.pmax(stats.top, axis.axis_name), stats)
-    return BlockStats(stats.top, *(lax.psum(x, axis.axis_name) for x in stats[1:]))
+    out = lax.psum(stats, axis.axis_name)._replace(top=stats.top)
+    if stats.spread is None or out.spread is None:
+        return out
+    first = lax.pmin(of_all_devices(stats.spread.first, local_vocab, axis), axis.axis_name)
+    return out._replace(spread=out.spread._replace(first=first))
 
 
 def block_gradient(x: Array, block: Block, slopes: Slopes) -> tuple[Array, Array | None]:
@@ -248,6 +344,16 @@ def block_gradient(x: Array, block: Block, slopes: Slopes) -> tuple[Array, Array
 
 
 # A row.
+
+
+def _of_tokens(stats: BlockStats, labels: Array, classes: int) -> TokenStatistics | None:
+    if stats.spread is None:
+        return None
+    # NaN, which a maximum may have dropped.
+    rest = jnp.where(stats.tail < jnp.inf, stats.spread.rest, jnp.inf)
+    return statistics_of(
+        Spread(stats.top, stats.label, *stats.spread._replace(rest=rest)), labels, classes
+    )
 
 
 def _of_row(stats: BlockStats, labels: Array, classes: int) -> RowStats:

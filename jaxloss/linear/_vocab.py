@@ -25,6 +25,7 @@ from jaxloss.linear._two_pass import (
     Vocabulary,
     added,
     block_gradient,
+    block_spread_in_passes,
     block_stats,
     label_logit,
     logits,
@@ -38,6 +39,14 @@ class VocabSweep:
     tokens: TokenSweep
     block_size: int
 
+    def each_token(
+        self, heads: tuple[Head, ...], labels: Array, shared: Settings
+    ) -> tuple[Any, Any]:
+        """Their statistics. A loss of each token it has none."""
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared, True)
+        passes = VocabPasses(vocabulary, self.block_size)
+        return _two_pass.each_token(passes, self.tokens, heads, labels), None
+
     def total_and_gradients(
         self,
         need: Need,
@@ -46,7 +55,8 @@ class VocabSweep:
         shared: Settings,
         coefficients: Array,
     ) -> tuple[Array, Gradients]:
-        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared)
+        collects = self.tokens.statistics_of_logits is not None
+        vocabulary = _two_pass.vocabulary(self.tokens, heads, labels, shared, collects)
         passes = VocabPasses(vocabulary, self.block_size)
         return _two_pass.total_and_gradients(
             passes, self.tokens, need, heads, labels, shared, coefficients
@@ -60,9 +70,12 @@ class VocabPasses(NamedTuple):
     def statistics(self, like: Array) -> BlockStats:
         def collect(start: Any, width: int, stats: BlockStats) -> BlockStats:
             block, x, _ = self._block(start, width)
-            return merged(stats, block_stats(x, block, label_logit(x, block)))
+            label = label_logit(x, block)
+            spread = block_spread_in_passes(x, start) if collects else None
+            return merged(stats, block_stats(x, block, label, spread))
 
-        return self._fold(collect, no_classes(like))
+        collects = self.vocabulary.collects
+        return self._fold(collect, no_classes(like, collects))
 
     def gradients(self, need: Need, slopes: Slopes) -> Gradients:
         v = self.vocabulary
@@ -112,7 +125,8 @@ class VocabPasses(NamedTuple):
         head, bias, smooth_weights, labels = v.whole
         cut_head = Head(head.hidden, cut(head.weight, v.vocab_axis))
         block = Block(cut_head, cut(bias), cut(smooth_weights), labels - start)
-        return block, *logits(block, v.settings.softcap, v.vocab_first)
+        settings = v.settings.softcap, v.settings.temperature
+        return block, *logits(block, *settings, v.vocab_first)
 
     def _fold(self, body: Callable[..., Any], carry: Any) -> Any:
         """`carry = body(start, width, carry)` for each block; the last may be narrower."""

@@ -14,7 +14,7 @@ from jax.experimental import checkify
 
 import jaxloss
 from jaxloss._core.reduce import Reduction
-from jaxloss.linear import _operands
+from jaxloss.linear import LinearStatistics, _operands
 from tests.programs import as_users
 
 SWEEPS = ["tokens", "stored", "vocab"]
@@ -599,5 +599,11 @@ def test_overloads_have_the_settings_of_the_function(fn):
         names = [k for k in inspect.signature(overload).parameters if k != "settings"]
         assert {*names, *hints(settings)} == {*own}
         assert all(hints(settings)[k] == hints(fn)[k] for k in hints(settings))
-        by_reduction[hints(overload)["reduction"]] = hints(overload)["return"]
-    assert by_reduction == {typing.Literal["parts"]: jaxloss.Mean, Reduction: jax.Array}
+        more = hints(overload).get("return_statistics") == typing.Literal[True]
+        by_reduction[hints(overload)["reduction"], more] = hints(overload)["return"]
+    kinds = {typing.Literal["parts"]: jaxloss.Mean, Reduction: jax.Array}
+    want = {(reduction, False): of for reduction, of in kinds.items()}
+    if "return_statistics" in own:
+        pairs = {k: tuple[of, LinearStatistics] for k, of in kinds.items()}
+        want |= {(reduction, True): pair for reduction, pair in pairs.items()}
+    assert by_reduction == want

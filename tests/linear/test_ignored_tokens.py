@@ -100,7 +100,8 @@ def test_gradients_on_accelerators(name):
 
     def total(sweep, h, w):
         coefficients = jnp.float32(KEPT[name])
-        return weighted_total(sweep, (Head(h, w),), labels, _formulas.Settings(), coefficients)
+        operands = (Head(h, w),), labels, _formulas.Settings(), coefficients
+        return weighted_total(sweep, *operands)[0]
 
     step = jax.value_and_grad(total, (1, 2))
     ways = on_accelerators(tokens), tokens

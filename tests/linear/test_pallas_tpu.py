@@ -214,6 +214,17 @@ def test_lowers_for_a_tpu(tpu):
         assert kernels_in(traced.lower(lowering_platforms=("tpu",)).as_text()) == 2
 
 
+def test_lowers_with_statistics_for_a_tpu(tpu):
+    loss = partial(fused, return_statistics=True)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    alone = jax.jit(
+        partial(jaxloss.linear_statistics, implementation="pallas_tpu", temperature=2.0)
+    )
+    for run, number in ((step, 2), (alone, 1)):
+        traced = run.trace(*shapes(1000, 100, 1003, "bfloat16"))
+        assert kernels_in(traced.lower(lowering_platforms=("tpu",)).as_text()) == number
+
+
 def test_lowers_with_the_vocabulary_split_over_devices(tpu):
     traced = split_over_vocabulary(devices.mesh(v=2)).trace(*shapes(300, 40, 2000))
     text = traced.lower(lowering_platforms=("tpu",)).as_text()

@@ -40,16 +40,22 @@ def logits_of(hidden, weight, bias=None, vocab_first=False, cap=None):
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def dense(hidden, weight, labels, *, bias=None, vocab_first=False, where=None, logit_softcap=None):
-    x = logits_of(hidden, weight, bias, vocab_first, logit_softcap)
+def dense(
+    hidden, weight, labels,
+    *, bias=None, vocab_first=False, where=None, logit_softcap=None, temperature=1.0,
+):  # fmt: skip
+    x = logits_of(hidden, weight, bias, vocab_first, logit_softcap) / temperature
     log_p = jax.nn.log_softmax(x)
     out = LinearStatistics(
         jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0],
         jax.nn.logsumexp(x, -1),
         -jnp.sum(jnp.exp(log_p) * log_p, -1),
         jnp.argmax(x, -1),
+        jnp.argmax(x, -1).astype(jnp.int32) == labels,
     )
-    return out if where is None else jax.tree.map(lambda a: jnp.where(where, a, 0), out)
+    if where is None:
+        return out
+    return jax.tree.map(lambda a: jnp.where(where, a, jnp.zeros_like(a)), out)
 
 
 def mixed(out):
@@ -79,6 +85,9 @@ SETTINGS = {
     "vocab_first": {"vocab_first": True},
     "softcap": {"logit_softcap": 2.0},
     "where": {"where": np.arange(N) % 3 != 1},
+    "temperature": {"temperature": 1.5, "logit_softcap": 2.0},
+    "vocab": {"implementation": "vocab", "temperature": 1.5, "vocab_first": True},
+    "dense": {"implementation": "dense", "chunk_size": None},
 }
 
 
@@ -90,14 +99,16 @@ def test_statistics_and_gradients(name, x64):
     settings = {"chunk_size": 4, **SETTINGS[name]}
     *args, labels = operands(vocab_first="vocab_first" in settings)
     got = sweep(jaxloss.linear_statistics, labels, **settings)(*args)
-    del settings["chunk_size"]
+    for name in {"chunk_size", "implementation"} & {*settings}:
+        del settings[name]
     exact(got, sweep(dense, labels, **settings)(*args))
 
 
 def test_float32_against_float64():
     *args, labels = operands(np.float32)
     got = sweep(chunked, labels)(*args)
-    assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(got)}
+    assert dtypes == {"float32", "int32", "bool"}
     with jax.enable_x64(True):
         args = [jnp.asarray(np.asarray(a), jnp.float64) for a in args]
         close(got, sweep(dense, labels)(*args), rtol=1e-5, atol=1e-5)
@@ -172,7 +183,7 @@ def test_masked_tokens_are_zero_whatever_they_hold():
     hidden = jnp.where(where[:, None], hidden, jnp.nan)
     got = sweep(chunked, labels, where=where)(hidden, weight, bias)
     close(got, want, rtol=0, atol=0)
-    for column in (*got[0], got[1][0]):
+    for column in (*got[0][:5], got[1][0]):
         np.testing.assert_array_equal(column[~where], 0)
 
 
@@ -200,7 +211,7 @@ def test_a_bad_label_is_loud_in_its_own_row():
 def test_hardly_any_tokens(n):
     *args, labels = operands(np.float32, n=n)
     out, gradients = sweep(chunked, labels)(*args)
-    assert {column.shape for column in out} == {(n,)}
+    assert {column.shape for column in out[:5]} == {(n,)}
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -215,18 +226,27 @@ def tempered(x, temperature):
 
 def dense_distillation(
     hidden, weight, teacher_hidden, teacher_weight,
-    *, divergence="kl", temperature=1.0, bias=None, teacher_bias=None, vocab_first=False,
-    reduction="mean", weights=None, where=None, logit_softcap=None, teacher_logit_softcap=None,
+    *, divergence="kl", beta=0.5, alpha=0.1, temperature=1.0, bias=None, teacher_bias=None,
+    vocab_first=False, reduction="mean", weights=None, where=None, logit_softcap=None,
+    teacher_logit_softcap=None,
 ):  # fmt: skip
     x = logits_of(hidden, weight, bias, vocab_first, logit_softcap)
     y = logits_of(teacher_hidden, teacher_weight, teacher_bias, vocab_first, teacher_logit_softcap)
     log_p, log_t = tempered(x, temperature), tempered(y, temperature)
     p, t = jnp.exp(log_p), jnp.exp(log_t)
-    if divergence == "kl":
-        losses = jnp.sum(t * (log_t - log_p), -1)
-    else:
-        log_m = jnp.log((p + t) / 2)
-        losses = jnp.sum(p * (log_p - log_m) + t * (log_t - log_m), -1) / 2
+
+    def kl(a, b):
+        return jnp.sum(a * jnp.log(a / b), -1)
+
+    m = beta * t + (1 - beta) * p
+    losses = {
+        "kl": kl(t, p),
+        "reverse_kl": kl(p, t),
+        "js": beta * kl(t, m) + (1 - beta) * kl(p, m),
+        "skew_kl": kl(t, alpha * t + (1 - alpha) * p),
+        "skew_reverse_kl": kl(p, alpha * p + (1 - alpha) * t),
+        "total_variation": jnp.sum(jnp.abs(p - t), -1) / (2 * temperature),
+    }[divergence]
     losses = temperature**2 * losses
     weights = jnp.ones_like(losses) if weights is None else weights
     live = jnp.ones(losses.shape, bool) if where is None else where
@@ -386,6 +406,84 @@ def test_distillation(name, divergence, x64):
 
     got = value_and_gradients(partial(jaxloss.linear_distillation, chunk_size=4))
     exact(got, value_and_gradients(dense_distillation))
+
+
+FURTHER = {
+    "reverse_kl": {"divergence": "reverse_kl"},
+    "js": {"divergence": "js", "beta": 0.25},
+    "skew_kl": {"divergence": "skew_kl"},
+    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "alpha": 0.3},
+    "total_variation": {"divergence": "total_variation"},
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_divergences(name, x64):
+    settings = {"temperature": 1.5, "logit_softcap": 4.0, "weights": WEIGHTS, **FURTHER[name]}
+    heads = two_heads()
+
+    def orders(f, *args):
+        return jax.value_and_grad(f, every(args))(*args), hvp_forward_over_reverse(
+            f, args, directions(args)
+        )
+
+    fused = distillation_of(partial(jaxloss.linear_distillation, chunk_size=4), **settings)
+    got = jax.jit(partial(orders, fused))(*heads)
+    exact(got, jax.jit(partial(orders, distillation_of(dense_distillation, **settings)))(*heads))
+
+
+@pytest.mark.parametrize("divergence", ["js", "skew_kl", "skew_reverse_kl"])
+def test_derivatives_by_beta_and_alpha(divergence, x64):
+    heads, name = two_heads()[:4], "beta" if divergence == "js" else "alpha"
+
+    def orders(loss):
+        of = lambda w: loss(*heads, divergence=divergence, **{name: w})
+        return jax.jit(lambda w: (of(w), jax.grad(of)(w), jax.grad(jax.grad(of))(w)))(0.3)
+
+    exact(orders(partial(jaxloss.linear_distillation, chunk_size=4)), orders(dense_distillation))
+
+
+@pytest.mark.parametrize("name", ["js", "skew_kl", "skew_reverse_kl"])
+def test_a_student_close_to_its_teacher_keeps_its_digits(name):
+    x = np.float32(rng().normal(size=(1, V)))
+    y = x + np.float32(1e-3) * np.float32(np.cos(np.arange(V)))
+    run = lambda h, w, th, tw: jaxloss.linear_distillation(h, w, th, tw, **FURTHER[name])
+    one = np.eye(V, dtype=np.float32)
+    value, gradient = jax.jit(jax.value_and_grad(run))(x, one, y, one)
+    with jax.enable_x64(True):
+        wide = jnp.float64(x), jnp.eye(V), jnp.float64(y), jnp.eye(V)
+        want = jax.value_and_grad(partial(dense_distillation, **FURTHER[name]))(*wide)
+    # The logits themselves differ by 1e-3, of which float32 keeps four digits.
+    np.testing.assert_allclose(value, want[0], rtol=2e-4)
+    np.testing.assert_allclose(gradient, want[1], atol=2e-4 * np.abs(want[1]).max())
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_class_that_only_one_of_both_has(name):
+    """The divergence is finite but for a reverse KL, and so are its derivatives."""
+    bias = jnp.array([0.0, -jnp.inf, 0.0, -jnp.inf])
+    teacher_bias = jnp.array([0.0, 0.0, -jnp.inf, -jnp.inf])
+    run = lambda w: jaxloss.linear_distillation(
+        jnp.ones((1, 1)), w, jnp.ones((1, 1)), 2 * w, bias=bias, teacher_bias=teacher_bias,
+        **FURTHER[name],
+    )  # fmt: skip
+    value, gradient = jax.jit(jax.value_and_grad(run))(jnp.array([[0.1, 0.2, 0.3, 0.4]]))
+    assert np.isinf(value) if name == "reverse_kl" else np.isfinite(value)
+    assert not np.isnan(gradient).any()
+    assert gradient[0, 3] == 0
+
+
+def test_errors_of_divergences():
+    h, w = jnp.ones((2, 3)), jnp.ones((3, 5))
+    run = partial(jaxloss.linear_distillation, h, w, h)
+    with pytest.raises(ValueError, match=r"student has 5 classes .* teacher 4"):
+        run(jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"beta must be inside .* take divergence='kl'"):
+        run(w, divergence="js", beta=0.0)
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
+        run(w, divergence="skew_kl", alpha=1.5)
+    with pytest.raises(ValueError, match=r"one of .*'total_variation'"):
+        run(w, divergence="tv")
 
 
 def test_temperature_and_weights_are_differentiable(x64):
