@@ -141,10 +141,10 @@ def vicreg_loss(
     """
     a, b = pairs.towers("a", a, "b", b)
     live = pairs.mask(where, "a", a)
-    each = [weights] if jnp.isscalar(weights) else weights
-    given = [checks.scalar("weights", w, a.dtype, checks.NONNEGATIVE) for w in each]
-    if len(given) != 3:
-        raise ValueError(f"weights are of invariance, variance and covariance; got {len(given)}")
+    count = 1 if jnp.isscalar(weights) else len(weights)
+    if count != 3:
+        raise ValueError(f"weights are of invariance, variance and covariance; got {count}")
+    given = [checks.scalar("weights", w, a.dtype, checks.NONNEGATIVE) for w in weights]
     return _vicreg(a, b, given, live, axis_name=axis_name)
 
 

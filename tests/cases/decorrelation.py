@@ -29,13 +29,10 @@ def _total(terms):
 
 
 def _views(v):
-    """The features of each view, less their means; those without variance None."""
+    """The features of each view, less their means; exactly 0 where they have no variance."""
     for view in (v[:6], v[6:]):
-        columns = [view[i::2] for i in range(2)]
-        yield [
-            None if len({u.value for u in c}) == 1 else [u - _total(c) / ROWS for u in c]
-            for c in columns
-        ]
+        columns = [[u - view[i] for u in view[i::2]] for i in range(2)]
+        yield [[u - _total(c) / ROWS for u in c] for c in columns]
 
 
 def _inner(a, b):
@@ -45,7 +42,7 @@ def _inner(a, b):
 
 
 def _unit(c):
-    if c is None:
+    if all(u.value == 0 for u in c):
         return None
     length = sqrt(_inner(c, c))
     return [u / length for u in c]
