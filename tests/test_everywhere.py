@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests import declared
 from tests.declared import FUNCTIONS, takes
 from tests.devices import mesh
+from tests.programs import as_users
 
 each = pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
 
@@ -122,3 +123,32 @@ def test_further_arguments_pass_where_shapes_or_shardings_are_types(fn):
     jax.eval_shape(run, *symbolic(fn, batch))
     with jax.set_mesh(eight):
         jax.eval_shape(run, *split(fn, batch, eight))
+
+
+@pytest.mark.few(6)
+@each
+def test_many_tangents_at_once(fn):
+    """As in a Hessian: more numbers than one thread takes, where `passes.settled` is needed."""
+    floats, others = batch_of(fn, 8)
+    x, *rest = floats.items()
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(fn(**x, **dict(rest), **others, **takes(fn).unreduced)))(
+            x
+        )
+
+    x = dict([x])
+    count = 50_000 // sum(a.size for a in x.values())
+    tangents = jax.tree.map(lambda a: jax.random.normal(jax.random.key(0), (count, *a.shape)), x)
+
+    def along(tangent):
+        return jax.jvp(gradient, (x,), (tangent,))[1]
+
+    some = slice(None, None, count // 5)
+    got = as_users(jax.vmap(along))(tangents)
+    want = as_users(lambda t: jax.lax.map(along, t))(jax.tree.map(lambda t: t[some], tangents))
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g[some], w, rtol=1e-4, atol=1e-4 * abs(w).max()),
+        got,
+        want,
+    )

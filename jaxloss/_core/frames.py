@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxloss._core.rows import centred, finite_gap, gap_below, row
+from jaxloss._core.split import total
 
 FEW = 2  # Classes that are found by comparing each one's number.
 
@@ -52,8 +53,8 @@ def _class_nll_rule(primals, tangents):
     (x, classes, of), (v, _, _) = primals, tangents
     p = probability(x, of)
     sole = _sole(x, of)
-    own = jnp.sum(jnp.where(sole, v, 0), -1, keepdims=True)
-    mean = jnp.sum(jnp.where(sole, 0, p) * v, -1, keepdims=True) - beside(x, of) * own
+    own = total(jnp.where(sole, v, 0), -1)
+    mean = total(jnp.where(sole, 0, p) * v, -1) - beside(x, of) * own
     is_sole = _sole(logits_at(x, classes), of)
     d_nll = mean - jnp.where(is_sole, 0, _entries(v, classes) - own)
     return class_nll(*primals), jnp.where(of.live, d_nll, 0)
@@ -80,7 +81,7 @@ def beside(x: Array, of: Frames) -> Array:
 @beside.defjvp
 def _beside_rule(primals, tangents):
     d_p = jax.jvp(probability, primals, tangents)[1]
-    return beside(*primals), jnp.sum(jnp.where(_sole(*primals), 0, d_p), -1, keepdims=True)
+    return beside(*primals), total(jnp.where(_sole(*primals), 0, d_p), -1)
 
 
 def _sole(x: Array, of: Frames) -> Array:
@@ -111,7 +112,7 @@ def _by_index(v: Array, classes: Array) -> Array:
 def _by_select(v: Array, classes: Array) -> Array:
     index = lax.broadcasted_iota(jnp.int32, (1,) * (v.ndim - 1) + v.shape[-1:], v.ndim - 1)
     each = [
-        jnp.sum(jnp.where(index == one, v, 0), -1, keepdims=True)
+        total(jnp.where(index == one, v, 0), -1)
         for one in jnp.split(classes, classes.shape[-1], -1)
     ]
     return jnp.concatenate(each, -1)

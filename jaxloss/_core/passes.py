@@ -1,4 +1,4 @@
-"""The one room that knows XLA's CPU backend. Nothing here is needed for a right number.
+"""The one room that knows XLA's CPU backend. Of this only `settled` is needed for a right number.
 
 Since jaxlib 0.10 that backend hands a reduction, with the arithmetic before it, to YNNPACK
 (`--xla_cpu_experimental_ynn_fusion_type`; seen in jaxlib 0.10 and 0.12): one pass over the
@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Literal
@@ -145,6 +146,20 @@ def zero_at(index: Array, at: Array, x: Array) -> Array:
         return jnp.where(index == at, 0, x)
 
     return lax.platform_dependent(index, at, x, cpu=cpu, default=default)
+
+
+def settled(of_rows: Array) -> Array:
+    """The same sums of rows, which jaxlib 0.10.2 does not fuse with what is computed of them.
+
+    There YNNPACK gets `v - sum(p * v)` wrong from some 32,768 entries on if `p` is broadcast over
+    the leading axis, as it is where `jax.vmap` runs over tangents, in `jax.jacfwd` and in Hessians.
+    It does not know `reduce_precision`, which changes nothing here, is linear, and stays.
+    `tests/test_passes.py` shows the fault.
+    """
+    if jaxlib.__version__ != "0.10.2" or not jnp.issubdtype(of_rows.dtype, jnp.floating):
+        return of_rows
+    info = jnp.finfo(of_rows.dtype)
+    return lax.reduce_precision(of_rows, info.nexp + 1, info.nmant + 1)
 
 
 def nan_of(x: Array) -> Array:

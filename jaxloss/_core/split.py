@@ -86,7 +86,10 @@ def total(x: Array, axis: ClassAxis, groups: Array | None = None) -> Array:
     if groups is not None:
         return _of_groups(jax.ops.segment_sum, x, groups)
     each = _each(x, axis)
-    local = sum(each[1:], each[0]) if each else jnp.sum(x, operator.index(axis), keepdims=True)
+    if each:
+        local = sum(each[1:], each[0])
+    else:
+        local = passes.settled(jnp.sum(x, operator.index(axis), keepdims=True))
     return lax.psum(local, axis.axis_name) if isinstance(axis, Split) else local
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxloss._core import checks, inputs
+from jaxloss._core import checks, inputs, passes
 from jaxloss._core.declare import takes
 from jaxloss._core.lists import (
     ends,
@@ -315,7 +315,7 @@ def _against_lower(s, y, live, lists, of_lambda, margin, of_pair, of_ranks, chun
             (relevance, ranks), (y_j, r_j) = of_lambda_i, (a[..., None, :] for a in of_lambda)
             weights = jnp.where(pair, of_ranks(relevance, y_j, ranks, r_j), 0)
             losses = times(lax.stop_gradient(weights), infinite(losses))
-        return jnp.sum(losses, -1)
+        return passes.settled(jnp.sum(losses, -1))
 
     return _in_chunks(some, (s, y, mine, of_lambda), chunk)
 
