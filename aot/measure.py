@@ -72,7 +72,11 @@ def roofline(target: Target, program: hlo.Program) -> float:
 
 
 def compiler_seconds(target: Target, program: hlo.Program) -> float | None:
-    """What the TPU compiler's own model of cycles gives for the kernels that it has chosen."""
-    if target.clock is None or program.opaque:
+    """What the TPU compiler's own model of cycles gives for the kernels that it has chosen.
+
+    It knows nothing of those that somebody else wrote.
+    """
+    written = any(kernel.opaque or kernel.said is not None for kernel in program.kernels)
+    if target.clock is None or written:
         return None
     return program.total(lambda kernel: kernel.cycles) / target.clock
