@@ -23,10 +23,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Literal
+from jaxlib import version as jaxlib
 
 from jaxloss._core.mapped import alike, explicit
 

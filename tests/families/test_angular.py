@@ -120,7 +120,9 @@ def test_bad_labels_are_nan_and_ignored_ones_are_nothing(loss):
     assert values[5] == values[7] == 0 and np.isnan(values[3])
 
 
-@pytest.mark.parametrize("loss", [jaxloss.cosface_loss, "linear_cross_entropy"], ids=["cosface", "linear"])
+@pytest.mark.parametrize(
+    "loss", [jaxloss.cosface_loss, "linear_cross_entropy"], ids=["cosface", "linear"]
+)
 def test_unsigned_labels(loss):
     """Of the tokens' sweeps: only those that are no class are NaN."""
     x, p, k = operands()
