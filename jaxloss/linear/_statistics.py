@@ -331,17 +331,20 @@ def linear_distillation(
 
 
 def _mixture(divergence: str, beta: ArrayLike, alpha: ArrayLike, dtype: DTypeLike) -> Array | None:
+    """The share of one distribution in the mixture; None for halves, or where there is none."""
+    of = {"beta": beta, "alpha": alpha}
+    shares = {name: checks.scalar(name, x, dtype, checks.SHARE) for name, x in of.items()}
     if divergence == "js":
-        name, value, limits = "beta", beta, "take divergence='kl' or 'reverse_kl' for the limits"
+        name, limits = "beta", "take divergence='kl' or 'reverse_kl' for the limits"
     elif divergence.startswith("skew"):
-        name, value, limits = "alpha", alpha, "at 0 it is divergence='kl' or 'reverse_kl'"
+        name, limits = "alpha", "at 0 it is divergence='kl' or 'reverse_kl'"
     else:
         return None
+    value = of[name]
     if isinstance(value, (int, float)) and value in (0, 1):
         raise ValueError(f"{name} must be inside (0, 1), got {value}; {limits}")
-    if name == "beta" and isinstance(value, float) and value == 0.5:
-        return None
-    return checks.scalar(name, value, dtype, checks.SHARE)
+    halves = name == "beta" and isinstance(value, float) and value == 0.5
+    return None if halves else shares[name]
 
 
 @partial(
