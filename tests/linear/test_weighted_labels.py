@@ -84,7 +84,7 @@ def test_all_options(rest, sweep):
         loss = partial(fused, rest=rest, **chosen, **static)
         if sweep == "none":
             each = partial(fused, rest=rest, **chosen | {"reduction": "none", "chunk_size": 4})
-            loss = lambda *a, **k: jnp.sum(each(*a, **k)) / np.sum(SETTINGS["where"])
+            loss = lambda *a, **k: jnp.sum(each(*a, **k)) / float(np.sum(SETTINGS["where"]))
         want = orders(partial(written_out, rest=rest, **chosen), args, labels)
         assert_close(orders(loss, args, labels), want, 1e-12)
 
