@@ -136,8 +136,10 @@ def call(
     declared = {k: v for k, v in options.items() if k in takes.operands}
     declared |= dict(zip(order, operands, strict=False)) | dict(named)
     arguments = {k: arrays(v) for k, v in declared.items() if v is not None}
-    rest = {k: v for k, v in options.items() if k not in takes.operands}
-    return DeclaredCall(fn, arguments, {**takes.unreduced, **rest}, takes)
+    # A `functools.partial` has options, too.
+    given = {**getattr(fn, "keywords", {}), **takes.unreduced, **options}
+    rest = {k: v for k, v in given.items() if k not in takes.operands}
+    return DeclaredCall(fn, arguments, rest, takes)
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,7 @@ class DeclaredCall(Call):
     def weighed(self, weights: ArrayLike | None, where: Array | None) -> Weighed:
         if self.takes.together:
             return self._of_all(weights, where)
-        # A `functools.partial` has its keywords for defaults.
-        settings = {k: p.default for k, p in parameters(self.fn).items()} | {**self.options}
-        if self.takes.parts(settings):
+        if self.takes.parts(self.options):
             return self._of_parts(weights, where)
         self._check_where(where)
         return weighed_losses(self.losses, self.arguments, self._fill, weights=weights, where=where)

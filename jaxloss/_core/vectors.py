@@ -32,13 +32,13 @@ def _unit_rule(axis, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def norm(x: Array, axis: int) -> Array:
     """`|x|`, of which the derivative of a zero vector is zero; NaN of NaN and infinities."""
-    return jnp.sum(unit_vector(x, axis) * x, axis)
+    return jnp.squeeze(_inner(unit_vector(x, axis), x, axis), axis)
 
 
 @norm.defjvp
 def _norm_rule(axis, primals, tangents):
     (x,), (v,) = primals, tangents
-    return norm(x, axis), jnp.sum(unit_vector(x, axis) * v, axis)
+    return norm(x, axis), jnp.squeeze(_inner(unit_vector(x, axis), v, axis), axis)
 
 
 class Length(NamedTuple):

@@ -222,17 +222,12 @@ def _nodes_of(of: Sequences, blank: int) -> _Nodes:
     n = jnp.sum(of.kept, 1, dtype=jnp.int32)[:, None, None]
     index = lax.broadcasted_iota(jnp.int32, (1, 1, labels + 1), 2)
     live = of.live[:, :, None] & (index <= n)
-    last = of.live & ~_pad_frames(of.live, 1, -1)
+    last = of.live & ~lax.pad(of.live, jnp.asarray(False), [(0, 0, 0), (-1, 1, 0)])
     by_blank = live & (~last[:, :, None] | (index == n))
     classes = jnp.pad(of.labels, ((0, 0), (0, 1)), constant_values=blank)[:, None]
     classes = jnp.stack([jnp.full_like(classes, blank), classes], -1)
     ways = jnp.stack([by_blank, live & (index < n)], -1)
     return _Nodes(live, jnp.broadcast_to(classes, (*shape, 2)), ways)
-
-
-def _pad_frames(a: Array, after: int, before: int) -> Array:
-    fill = jnp.zeros((), a.dtype)
-    return lax.pad(a, fill, [(0, 0, 0), (before, after, 0)] + [(0, 0, 0)] * (a.ndim - 2))
 
 
 def _rejected(x: Array, nodes: _Nodes, frames: Frames) -> Array:
